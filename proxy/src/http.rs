@@ -1,0 +1,3 @@
+//! One HTTP request: match → authorize → pick → send → record.
+
+pub mod retry;
