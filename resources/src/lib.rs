@@ -1,1 +1,2 @@
-//! placeholder
+//! The YAML contract: our kinds, the Kubernetes kinds we read, reading and validation. Given text,
+//! it answers objects or errors; it opens no file and knows no cluster.
