@@ -1,0 +1,132 @@
+//! The first bytes of a connection: which protocol they can still become.
+//!
+//! Pure and without state: a verdict other than `NeedMore` never changes when more bytes follow,
+//! so a caller shows all bytes it has so far and may stop at the first verdict. Refuses to know
+//! ports, to wait, and to guess: what is not certainly HTTP or TLS is opaque at the first byte
+//! that proves it.
+
+/// What the client's first bytes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Still possible: more than one of the others.
+    NeedMore,
+    /// A request line of HTTP/1.x, up to its version. Whether the rest of the head is acceptable
+    /// is for the codec to say.
+    Http1,
+    /// The connection preface of HTTP/2, complete.
+    Http2,
+    /// A TLS ClientHello.
+    Tls,
+    Opaque,
+}
+
+/// What the server's first bytes are, when it speaks before the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServerVerdict {
+    NeedMore,
+    /// A status line: an HTTP server giving up on a silent client. It teaches nothing about what
+    /// the next client will say.
+    HttpResponse,
+    /// A protocol in which the server speaks first.
+    Opaque,
+}
+
+/// A request line longer than this is not waited for.
+const LOOK_AHEAD: usize = 16 * 1024;
+const METHOD_BYTES: usize = 32;
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Judges all bytes that a client has sent so far.
+pub fn client_first(bytes: &[u8]) -> Verdict {
+    match bytes {
+        [] => Verdict::NeedMore,
+        [0x16, ..] => tls(bytes),
+        _ if HTTP2_PREFACE.starts_with(bytes) && bytes.len() < HTTP2_PREFACE.len() => {
+            Verdict::NeedMore
+        }
+        _ if bytes.starts_with(HTTP2_PREFACE) => Verdict::Http2,
+        _ => http1(bytes),
+    }
+}
+
+/// Judges all bytes that a server has sent so far.
+pub fn server_first(bytes: &[u8]) -> ServerVerdict {
+    match match_prefix(bytes, b"HTTP/1.") {
+        Match::Partial => ServerVerdict::NeedMore,
+        Match::Full => ServerVerdict::HttpResponse,
+        Match::No => ServerVerdict::Opaque,
+    }
+}
+
+/// A handshake record of TLS 1.x whose first message is a ClientHello. The record may hold as
+/// little as the first byte of it.
+fn tls(bytes: &[u8]) -> Verdict {
+    let possible = |at: usize, test: fn(u8) -> bool| bytes.get(at).is_none_or(|&byte| test(byte));
+    let length = match bytes {
+        [_, _, _, high, low, ..] => Some(u16::from_be_bytes([*high, *low])),
+        _ => None,
+    };
+    let good = possible(1, |major| major == 3)
+        && possible(2, |minor| minor <= 4)
+        && length.is_none_or(|length| (1..=MAX_RECORD).contains(&length))
+        && possible(5, |message| message == CLIENT_HELLO);
+    match bytes.len() {
+        _ if !good => Verdict::Opaque,
+        ..6 => Verdict::NeedMore,
+        _ => Verdict::Tls,
+    }
+}
+
+const MAX_RECORD: u16 = 1 << 14;
+const CLIENT_HELLO: u8 = 1;
+
+/// `token SP target SP HTTP/1.digit`.
+fn http1(bytes: &[u8]) -> Verdict {
+    let method = bytes.iter().take(METHOD_BYTES + 1).take_while(|byte| is_token(**byte)).count();
+    match bytes.get(method) {
+        _ if method > METHOD_BYTES => return Verdict::Opaque,
+        None => return Verdict::NeedMore,
+        Some(b' ') if method > 0 => {}
+        Some(_) => return Verdict::Opaque,
+    }
+    let rest = &bytes[method + 1..];
+    let look = &rest[..rest.len().min(LOOK_AHEAD)];
+    let target = look.iter().take_while(|byte| byte.is_ascii_graphic()).count();
+    match look.get(target) {
+        None if look.len() == LOOK_AHEAD => return Verdict::Opaque,
+        None => return Verdict::NeedMore,
+        Some(b' ') if target > 0 => {}
+        Some(_) => return Verdict::Opaque,
+    }
+    let version = &rest[target + 1..];
+    match (match_prefix(version, b"HTTP/1."), version.get(7)) {
+        (Match::Partial, _) | (Match::Full, None) => Verdict::NeedMore,
+        (Match::Full, Some(b'0'..=b'9')) => Verdict::Http1,
+        (Match::Full, Some(_)) | (Match::No, _) => Verdict::Opaque,
+    }
+}
+
+enum Match {
+    No,
+    /// All there is agrees.
+    Partial,
+    Full,
+}
+
+fn match_prefix(bytes: &[u8], prefix: &[u8]) -> Match {
+    if bytes.starts_with(prefix) {
+        Match::Full
+    } else if prefix.starts_with(bytes) {
+        Match::Partial
+    } else {
+        Match::No
+    }
+}
+
+/// RFC 9110 `tchar`.
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+#[cfg(test)]
+mod tests;
