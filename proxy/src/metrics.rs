@@ -1,0 +1,500 @@
+//! Every metric family of the sidecar, and the only place that knows Prometheus.
+//!
+//! Label values come from closed sets: enums, and names that the control plane sent or a verified
+//! certificate proved. Nothing of a request ever becomes one, so memory does not grow with traffic.
+//! Nothing is looked up for a request: what it counts into hangs on the connection or the snapshot.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use heddle_api::identity::SpiffeId;
+use heddle_runtime::process::Process;
+use prometheus::Registry;
+use prometheus::core::{Collector, Desc};
+use prometheus::proto::{MetricFamily, MetricType};
+
+use crate::error::Reason;
+use crate::tls::unix_seconds;
+
+mod family;
+mod labels;
+mod series;
+
+use family::Family;
+pub use labels::{
+    Detected, Direction, Ejection, Label, PoolProtocol, PoolState, RenewalResult, Retry, Tls,
+    Unready,
+};
+pub use series::{OpenConnection, Outcome, RequestSeries, TcpSeries};
+
+/// Callers told apart by name; all further ones are `other`.
+const MAX_SOURCES: usize = 1000;
+const OTHER_SOURCE: &str = "other";
+const UNAUTHENTICATED_SOURCE: &str = "unauthenticated";
+
+/// All metrics of the process.
+#[derive(Debug)]
+pub struct Metrics {
+    requests: Table<RequestSeries>,
+    tcp: Table<TcpSeries>,
+    errors: [CounterBy<Reason>; 2],
+    mesh_connections: [AtomicU64; 2],
+    mesh_failures: [CounterBy<Reason>; 2],
+    pool: [GaugeBy<PoolState>; 2],
+    /// Accepted and not yet closed.
+    pub connections: GaugeBy<Direction>,
+    /// What became of failed attempts.
+    pub retries: CounterBy<Retry>,
+    /// Endpoints taken out for a while.
+    pub ejections: CounterBy<Ejection>,
+    /// What the first bytes of undeclared connections turned out to be.
+    pub detections: CounterBy<Detected>,
+    /// Attempts to obtain a certificate.
+    pub renewals: CounterBy<RenewalResult>,
+    /// 1 for each condition that holds.
+    pub ready: GaugeBy<Unready>,
+    /// Destinations subscribed to.
+    pub subscriptions: Gauge,
+    /// Resources of the control plane that were not acceptable.
+    pub rejections: Counter,
+    certificate_expiry: Gauge,
+    snapshot_epoch: Gauge,
+    snapshot_number: Gauge,
+    /// Unix seconds since when the control plane is away; 0 while it is there.
+    away_since: AtomicU64,
+}
+
+/// Counts up.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Counts one.
+    pub fn inc(&self) {
+        self.0.fetch_add(1, Relaxed);
+    }
+
+    fn value(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// Goes up and down.
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicI64);
+
+impl Gauge {
+    /// Replaces the value.
+    pub fn set(&self, value: i64) {
+        self.0.store(value, Relaxed);
+    }
+
+    /// Adds; subtracts when negative.
+    pub fn add(&self, change: i64) {
+        self.0.fetch_add(change, Relaxed);
+    }
+
+    /// The value.
+    #[must_use]
+    pub fn value(&self) -> i64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// A counter for each value of a closed label.
+#[derive(Debug)]
+pub struct CounterBy<L>(Box<[Counter]>, std::marker::PhantomData<fn(L)>);
+
+impl<L: Label> CounterBy<L> {
+    fn new() -> Self {
+        Self(L::ALL.iter().map(|_| Counter::default()).collect(), std::marker::PhantomData)
+    }
+
+    /// Counts one.
+    pub fn inc(&self, label: L) {
+        self.0[label.index()].inc();
+    }
+
+    /// What was counted.
+    #[must_use]
+    pub fn value(&self, label: L) -> u64 {
+        self.0[label.index()].value()
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (L, u64)> {
+        L::ALL.iter().map(|label| (*label, self.value(*label)))
+    }
+}
+
+/// A gauge for each value of a closed label.
+#[derive(Debug)]
+pub struct GaugeBy<L>(Box<[Gauge]>, std::marker::PhantomData<fn(L)>);
+
+impl<L: Label> GaugeBy<L> {
+    fn new() -> Self {
+        Self(L::ALL.iter().map(|_| Gauge::default()).collect(), std::marker::PhantomData)
+    }
+
+    /// The gauge of `label`.
+    #[must_use]
+    pub fn of(&self, label: L) -> &Gauge {
+        &self.0[label.index()]
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (L, i64)> {
+        L::ALL.iter().map(|label| (*label, self.of(*label).value()))
+    }
+}
+
+/// Series by their open labels. Locked when a series is resolved and at a scrape, never for a
+/// request.
+type Table<S> = Mutex<HashMap<Key, Arc<S>>>;
+
+/// The labels of a series that are not enums.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Key {
+    direction: Direction,
+    /// Caller's identity on inbound, empty on outbound.
+    source: Arc<str>,
+    /// `namespace/name` on outbound, empty on inbound.
+    service: Arc<str>,
+    /// What drew the backend: a TrafficSplit's `namespace/name`, or empty.
+    route: Arc<str>,
+    /// `namespace/name` on outbound, empty on inbound.
+    backend: Arc<str>,
+}
+
+impl Key {
+    fn labels(&self) -> [(&'static str, &str); 5] {
+        [
+            ("direction", self.direction.name()),
+            ("source", &*self.source),
+            ("service", &*self.service),
+            ("route", &*self.route),
+            ("backend", &*self.backend),
+        ]
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // Counters are whole after every instruction: a panic elsewhere leaves nothing half done.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Metrics {
+    /// Registers all families, the process's own included.
+    ///
+    /// # Errors
+    /// `registry` holds one of them already.
+    pub fn register(registry: &Registry) -> Result<Arc<Self>, prometheus::Error> {
+        let metrics = Arc::new(Self {
+            requests: Table::default(),
+            tcp: Table::default(),
+            errors: [CounterBy::new(), CounterBy::new()],
+            mesh_connections: [AtomicU64::new(0), AtomicU64::new(0)],
+            mesh_failures: [CounterBy::new(), CounterBy::new()],
+            pool: [GaugeBy::new(), GaugeBy::new()],
+            connections: GaugeBy::new(),
+            retries: CounterBy::new(),
+            ejections: CounterBy::new(),
+            detections: CounterBy::new(),
+            renewals: CounterBy::new(),
+            ready: GaugeBy::new(),
+            subscriptions: Gauge::default(),
+            rejections: Counter::default(),
+            certificate_expiry: Gauge::default(),
+            snapshot_epoch: Gauge::default(),
+            snapshot_number: Gauge::default(),
+            away_since: AtomicU64::new(unix_seconds(SystemTime::now())),
+        });
+        registry.register(Box::new(Families(Arc::clone(&metrics))))?;
+        Process::register(registry)?;
+        Ok(metrics)
+    }
+
+    /// Requests to one backend of a Service; `route` is what drew it, empty when nothing did.
+    /// Resolve once per snapshot object, then [`RequestSeries::record`].
+    #[must_use]
+    pub fn outbound(&self, service: &str, route: &str, backend: &str) -> Arc<RequestSeries> {
+        find_or_add(&self.requests, outbound_key(service, route, backend))
+    }
+
+    /// Opaque connections to one backend of a Service.
+    #[must_use]
+    pub fn outbound_tcp(&self, service: &str, route: &str, backend: &str) -> Arc<TcpSeries> {
+        find_or_add(&self.tcp, outbound_key(service, route, backend))
+    }
+
+    /// Requests of one caller; `None` is a plaintext caller. Resolve once per connection.
+    #[must_use]
+    pub fn inbound(&self, source: Option<&SpiffeId>) -> Arc<RequestSeries> {
+        find_or_add_source(&self.requests, source)
+    }
+
+    /// Opaque connections of one caller; `None` is a plaintext caller.
+    #[must_use]
+    pub fn inbound_tcp(&self, source: Option<&SpiffeId>) -> Arc<TcpSeries> {
+        find_or_add_source(&self.tcp, source)
+    }
+
+    /// Drops the outbound series that nobody holds and whose Service `is_known` does not know any
+    /// more. Called with each new snapshot, so that Services that come and go leave nothing behind.
+    pub fn evict(&self, is_known: impl Fn(&str) -> bool) {
+        fn evict<S>(table: &Table<S>, is_known: impl Fn(&str) -> bool) {
+            lock(table).retain(|key, series| {
+                key.direction == Direction::Inbound
+                    || Arc::strong_count(series) > 1
+                    || is_known(&key.service)
+            });
+        }
+        evict(&self.requests, &is_known);
+        evict(&self.tcp, &is_known);
+    }
+
+    /// An answer, a refusal or a reset that the proxy made itself.
+    pub fn error(&self, direction: Direction, reason: Reason) {
+        self.errors[direction.index()].inc(reason);
+    }
+
+    /// A mesh handshake: done, or failed because.
+    pub fn mesh_connection(&self, direction: Direction, result: Result<(), Reason>) {
+        match result {
+            Ok(()) => {
+                self.mesh_connections[direction.index()].fetch_add(1, Relaxed);
+            }
+            Err(reason) => self.mesh_failures[direction.index()].inc(reason),
+        }
+    }
+
+    /// Connections to peers that are kept for reuse.
+    #[must_use]
+    pub fn pool(&self, protocol: PoolProtocol, state: PoolState) -> &Gauge {
+        self.pool[protocol.index()].of(state)
+    }
+
+    /// The end of the certificate's life.
+    pub fn set_certificate_expiry(&self, at: SystemTime) {
+        self.certificate_expiry.set(i64::try_from(unix_seconds(at)).unwrap_or(i64::MAX));
+    }
+
+    /// The version of the snapshot in use.
+    pub fn set_snapshot_version(&self, epoch: u64, number: u64) {
+        self.snapshot_epoch.set(i64::try_from(epoch).unwrap_or(i64::MAX));
+        self.snapshot_number.set(i64::try_from(number).unwrap_or(i64::MAX));
+    }
+
+    /// The control plane is there, or has gone: the age of the configuration counts from then.
+    pub fn set_control_plane_connected(&self, connected: bool) {
+        let since = if connected { 0 } else { unix_seconds(SystemTime::now()) };
+        self.away_since.store(since, Relaxed);
+    }
+
+    fn config_age(&self) -> u64 {
+        match self.away_since.load(Relaxed) {
+            0 => 0,
+            since => unix_seconds(SystemTime::now()).saturating_sub(since),
+        }
+    }
+}
+
+fn outbound_key(service: &str, route: &str, backend: &str) -> Key {
+    Key {
+        direction: Direction::Outbound,
+        source: "".into(),
+        service: service.into(),
+        route: route.into(),
+        backend: backend.into(),
+    }
+}
+
+fn find_or_add<S: Default>(table: &Table<S>, key: Key) -> Arc<S> {
+    Arc::clone(lock(table).entry(key).or_default())
+}
+
+fn find_or_add_source<S: Default>(table: &Table<S>, source: Option<&SpiffeId>) -> Arc<S> {
+    let source =
+        source.map_or_else(|| UNAUTHENTICATED_SOURCE.into(), |id| Arc::from(id.to_string()));
+    let empty: Arc<str> = "".into();
+    let mut key = Key {
+        direction: Direction::Inbound,
+        source,
+        service: Arc::clone(&empty),
+        route: Arc::clone(&empty),
+        backend: empty,
+    };
+    let mut table = lock(table);
+    if let Some(series) = table.get(&key) {
+        return Arc::clone(series);
+    }
+    if table.keys().filter(|key| key.direction == Direction::Inbound).count() >= MAX_SOURCES {
+        key.source = OTHER_SOURCE.into();
+    }
+    Arc::clone(table.entry(key).or_default())
+}
+
+/// What the registry sees of [`Metrics`].
+struct Families(Arc<Metrics>);
+
+impl Collector for Families {
+    fn desc(&self) -> Vec<&Desc> {
+        // The names are this collector's own; the registry has nothing to check them against.
+        Vec::new()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let metrics = &self.0;
+        let mut families = request_families(&metrics.requests);
+        families.extend(tcp_families(&metrics.tcp));
+        families.extend(metrics.event_families());
+        families.extend(metrics.state_families());
+        families.into_iter().map(Family::finish).collect()
+    }
+}
+
+fn request_families(table: &Table<RequestSeries>) -> Vec<Family> {
+    let mut total = Family::new(
+        "heddle_requests_total",
+        "HTTP requests, counted once each at their end.",
+        MetricType::COUNTER,
+    );
+    let mut duration = Family::new(
+        "heddle_request_duration_seconds",
+        "From the request's head to the response's last byte.",
+        MetricType::HISTOGRAM,
+    );
+    for (key, series) in lock(table).iter() {
+        series.collect(&key.labels(), &mut total, &mut duration);
+    }
+    vec![total, duration]
+}
+
+fn tcp_families(table: &Table<TcpSeries>) -> Vec<Family> {
+    let counter = MetricType::COUNTER;
+    let mut open = Family::new(
+        "heddle_tcp_connections_open",
+        "Opaque connections that are open.",
+        MetricType::GAUGE,
+    );
+    let mut total = Family::new("heddle_tcp_connections_total", "Opaque connections.", counter);
+    let mut bytes = Family::new(
+        "heddle_tcp_bytes_total",
+        "Bytes of opaque connections; sent is from source to destination.",
+        counter,
+    );
+    for (key, series) in lock(table).iter() {
+        series.collect(&key.labels(), &mut open, &mut total, &mut bytes);
+    }
+    vec![open, total, bytes]
+}
+
+impl Metrics {
+    /// Families that count what happened.
+    fn event_families(&self) -> Vec<Family> {
+        let counter = |name, help| Family::new(name, help, MetricType::COUNTER);
+        let mut errors = counter(
+            "heddle_proxy_errors_total",
+            "Answers, refusals and resets that the proxy made itself; docs/errors.md explains them.",
+        );
+        let mut mesh = counter("heddle_mesh_connections_total", "Mesh TLS handshakes.");
+        for direction in Direction::ALL {
+            let name = ("direction", direction.name());
+            for (reason, value) in self.errors[direction.index()].iter() {
+                errors.add_if_not_zero(&[name, ("reason", reason.name())], value);
+            }
+            let done = self.mesh_connections[direction.index()].load(Relaxed);
+            mesh.add(&[name, ("result", "ok")], done);
+            for (reason, value) in self.mesh_failures[direction.index()].iter() {
+                mesh.add_if_not_zero(&[name, ("result", reason.name())], value);
+            }
+        }
+        let mut retries =
+            counter("heddle_retries_total", "Failed attempts, by what became of them.");
+        retries.add_all("outcome", self.retries.iter());
+        let mut ejections =
+            counter("heddle_endpoint_ejections_total", "Endpoints taken out for a while.");
+        ejections.add_all("cause", self.ejections.iter());
+        let mut detections = counter(
+            "heddle_detection_total",
+            "Connections of undeclared protocol, by what they turned out to be.",
+        );
+        detections.add_all("verdict", self.detections.iter());
+        let mut renewals = counter(
+            "heddle_certificate_renewals_total",
+            "Attempts to obtain a certificate, the first included.",
+        );
+        renewals.add_all("result", self.renewals.iter());
+        let mut rejections = counter(
+            "heddle_resource_rejections_total",
+            "Resources of the control plane that were not acceptable.",
+        );
+        rejections.add(&[], self.rejections.value());
+        vec![errors, mesh, retries, ejections, detections, renewals, rejections]
+    }
+
+    /// Families that say how things stand.
+    fn state_families(&self) -> Vec<Family> {
+        let gauge = |name, help| Family::new(name, help, MetricType::GAUGE);
+        let mut connections = gauge("heddle_connections_open", "Accepted connections.");
+        for (direction, value) in self.connections.iter() {
+            connections.set(&[("direction", direction.name())], value);
+        }
+        let mut pool = gauge("heddle_pool_connections", "Connections to peers, kept for reuse.");
+        for protocol in PoolProtocol::ALL {
+            for (state, value) in self.pool[protocol.index()].iter() {
+                let labels = [("protocol", protocol.name()), ("state", state.name())];
+                pool.set(&labels, value);
+            }
+        }
+        let mut ready = gauge(
+            "heddle_proxy_ready",
+            "1 for each condition of readiness that holds; the proxy is ready when all do.",
+        );
+        for (reason, value) in self.ready.iter() {
+            ready.set(&[("reason", reason.name())], value);
+        }
+        let single = |name, help, value| {
+            let mut family = gauge(name, help);
+            family.set(&[], value);
+            family
+        };
+        let mut build = gauge("heddle_build_info", "1, with the version of the proxy.");
+        build.set(&[("version", env!("CARGO_PKG_VERSION"))], 1);
+        vec![
+            connections,
+            pool,
+            ready,
+            build,
+            single(
+                "heddle_certificate_expiry_timestamp_seconds",
+                "End of life of the proxy's certificate; 0 before the first.",
+                self.certificate_expiry.value(),
+            ),
+            single(
+                "heddle_snapshot_epoch",
+                "Epoch of the configuration in use.",
+                self.snapshot_epoch.value(),
+            ),
+            single(
+                "heddle_snapshot_version",
+                "Version of the configuration in use, within its epoch.",
+                self.snapshot_number.value(),
+            ),
+            single(
+                "heddle_config_age_seconds",
+                "How long the control plane has been away; 0 while it is there.",
+                i64::try_from(self.config_age()).unwrap_or(i64::MAX),
+            ),
+            single(
+                "heddle_subscriptions",
+                "Destinations the proxy is subscribed to.",
+                self.subscriptions.value(),
+            ),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests;
