@@ -5,6 +5,9 @@
 //! ports, to wait, and to guess: what is not certainly HTTP or TLS is opaque at the first byte
 //! that proves it.
 
+use crate::http1::chars::{self, TOKEN};
+use crate::http1::{Limits, METHOD_BYTES};
+
 /// What the client's first bytes are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -31,9 +34,8 @@ pub enum ServerVerdict {
     Opaque,
 }
 
-/// A request line longer than this is not waited for.
-const LOOK_AHEAD: usize = 16 * 1024;
-const METHOD_BYTES: usize = 32;
+/// The codec would refuse a longer request line.
+const LOOK_AHEAD: usize = Limits::STANDARD.head_bytes;
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Judges all bytes that a client has sent so far.
@@ -80,16 +82,21 @@ fn tls(bytes: &[u8]) -> Verdict {
 const MAX_RECORD: u16 = 1 << 14;
 const CLIENT_HELLO: u8 = 1;
 
-/// `token SP target SP HTTP/1.digit`.
+/// `token SP target SP HTTP/1.digit`, after at most one empty line: all that the codec accepts.
 fn http1(bytes: &[u8]) -> Verdict {
-    let method = bytes.iter().take(METHOD_BYTES + 1).take_while(|byte| is_token(**byte)).count();
-    match bytes.get(method) {
+    let line = match bytes {
+        [b'\r'] => return Verdict::NeedMore,
+        [b'\r', b'\n', line @ ..] => line,
+        line => line,
+    };
+    let method = chars::run(TOKEN, &line[..line.len().min(METHOD_BYTES + 1)]);
+    match line.get(method) {
         _ if method > METHOD_BYTES => return Verdict::Opaque,
         None => return Verdict::NeedMore,
         Some(b' ') if method > 0 => {}
         Some(_) => return Verdict::Opaque,
     }
-    let rest = &bytes[method + 1..];
+    let rest = &line[method + 1..];
     let look = &rest[..rest.len().min(LOOK_AHEAD)];
     let target = look.iter().take_while(|byte| byte.is_ascii_graphic()).count();
     match look.get(target) {
@@ -121,11 +128,6 @@ fn match_prefix(bytes: &[u8], prefix: &[u8]) -> Match {
     } else {
         Match::No
     }
-}
-
-/// RFC 9110 `tchar`.
-fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@
 //! ```
 
 mod body;
-mod chars;
+pub(crate) mod chars;
 mod fields;
 mod local;
 mod refusal;
@@ -32,6 +32,7 @@ pub use body::{BodyDecoder, Progress};
 pub use fields::{Field, FieldKind};
 pub use local::{LocalResponse, write_local_response};
 pub use refusal::{BadResponse, Refusal};
+pub(crate) use request::METHOD_BYTES;
 pub use request::RequestHead;
 pub use response::{RequestFacts, ResponseHead};
 pub use target::TargetForm;

@@ -4,6 +4,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
+use crate::http1::RequestHead;
 
 const HELLO: &[u8] = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03";
 
@@ -31,7 +32,12 @@ fn first_bytes_of_clients() {
         (b"GET /\r\n", Opaque),
         (b"GET\r", Opaque),
         (b" GET", Opaque),
-        (b"\r\n", Opaque),
+        (b"\r", NeedMore),
+        (b"\r\n", NeedMore),
+        (b"\r\nGET / HTTP/1.1", Http1),
+        (b"\r\n\r", Opaque),
+        (b"\rG", Opaque),
+        (b"\n", Opaque),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", Http2),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\x12\x04", Http2),
         (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r", NeedMore),
@@ -69,7 +75,7 @@ fn first_bytes_of_clients() {
     assert_eq!(client_first(&[b'M'; 33]), Opaque);
     assert_eq!(client_first(&long(LOOK_AHEAD - 2)), NeedMore);
     assert_eq!(client_first(&long(LOOK_AHEAD - 1)), Opaque);
-    assert_eq!(client_first(&[&long(9000)[..], b" HTTP/1.1\r\n"].concat()), Http1);
+    assert_eq!(client_first(&[&long(30_000)[..], b" HTTP/1.1\r\n"].concat()), Http1);
 }
 
 #[test]
@@ -130,12 +136,13 @@ proptest! {
     /// What the codec accepts must not have been taken for opaque, or it would pass unjudged.
     #[test]
     fn whatever_the_codec_accepts_is_detected(
-        method in "[A-Z!_-]{1,32}",
-        target in "/[!-\"$-\\[\\]-~]{0,60}",
+        before in prop::sample::select(&["", "\r\n"]),
+        method in "[!#$%&'*+.^_`|~0-9A-Za-z-]{1,33}",
+        target in "(/|http://a|)[!-~]{0,60}",
+        version in "HTTP/1[.][0-9]",
     ) {
-        let head = format!("{method} {target} HTTP/1.1\r\nHost: a\r\n\r\n");
-        let parsed = crate::http1::RequestHead::new()
-            .parse(head.as_bytes(), &crate::http1::Limits::STANDARD);
+        let head = format!("{before}{method} {target} {version}\r\nHost: a\r\n\r\n");
+        let parsed = RequestHead::new().parse(head.as_bytes(), &Limits::STANDARD);
         if parsed.is_ok() {
             prop_assert_eq!(client_first(head.as_bytes()), Verdict::Http1);
         }

@@ -1,15 +1,15 @@
 //! Which bytes may stand where: one table of byte classes, and the few scans made with it.
 
 /// RFC 9110 `tchar`: methods, field names, connection options.
-pub(super) const TOKEN: u8 = 1;
+pub(crate) const TOKEN: u8 = 1;
 /// A byte of a request target that every parser reads alike. `#` and `\` are printable and still
 /// refused: some servers cut the target at the one, some turn the other into `/`.
-pub(super) const TARGET: u8 = 2;
+pub(crate) const TARGET: u8 = 2;
 /// A byte of a host name. Percent-encoding and sub-delimiters are in the URI grammar, but no name
 /// that resolves has them, and `,` or `@` would make two readings of one host.
-pub(super) const HOST: u8 = 4;
+pub(crate) const HOST: u8 = 4;
 /// A byte of a field value: printable, space, tab, or obs-text.
-pub(super) const VALUE: u8 = 8;
+pub(crate) const VALUE: u8 = 8;
 
 static CLASSES: [u8; 256] = classes();
 
@@ -60,24 +60,24 @@ const fn is_token_mark(byte: u8) -> bool {
 }
 
 #[inline]
-pub(super) fn is(class: u8, byte: u8) -> bool {
+pub(crate) fn is(class: u8, byte: u8) -> bool {
     CLASSES[usize::from(byte)] & class != 0
 }
 
 /// How many leading bytes are of this class.
 #[inline]
-pub(super) fn run(class: u8, bytes: &[u8]) -> usize {
+pub(crate) fn run(class: u8, bytes: &[u8]) -> usize {
     bytes.iter().position(|&byte| !is(class, byte)).unwrap_or(bytes.len())
 }
 
-pub(super) fn is_token(bytes: &[u8]) -> bool {
+pub(crate) fn is_token(bytes: &[u8]) -> bool {
     !bytes.is_empty() && run(TOKEN, bytes) == bytes.len()
 }
 
 /// The first byte that may not stand in a field value. Values are most of a head, so eight bytes
 /// are tested at a time; a word with a control byte in it (a tab is one) is then read bytewise.
 #[inline]
-pub(super) fn find_bad_value_byte(bytes: &[u8]) -> Option<u8> {
+pub(crate) fn find_bad_value_byte(bytes: &[u8]) -> Option<u8> {
     let mut words = bytes.chunks_exact(8);
     for word in &mut words {
         let word: [u8; 8] = word.try_into().expect("chunks of eight");
@@ -102,7 +102,7 @@ fn has_control(word: u64) -> bool {
 
 /// Without optional whitespace (space, tab) before it.
 #[inline]
-pub(super) fn trim_start(mut bytes: &[u8]) -> &[u8] {
+pub(crate) fn trim_start(mut bytes: &[u8]) -> &[u8] {
     while let [b' ' | b'\t', rest @ ..] = bytes {
         bytes = rest;
     }
@@ -111,7 +111,7 @@ pub(super) fn trim_start(mut bytes: &[u8]) -> &[u8] {
 
 /// Without optional whitespace (space, tab) after it.
 #[inline]
-pub(super) fn trim_end(mut bytes: &[u8]) -> &[u8] {
+pub(crate) fn trim_end(mut bytes: &[u8]) -> &[u8] {
     while let [rest @ .., b' ' | b'\t'] = bytes {
         bytes = rest;
     }
@@ -119,7 +119,7 @@ pub(super) fn trim_end(mut bytes: &[u8]) -> &[u8] {
 }
 
 /// The elements of a comma-separated list, trimmed, without the empty ones.
-pub(super) fn list_elements(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(crate) fn list_elements(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value
         .split(|&byte| byte == b',')
         .map(|element| trim_end(trim_start(element)))

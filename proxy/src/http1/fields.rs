@@ -150,6 +150,7 @@ impl FieldSection {
         buf: &[u8],
         end: usize,
         version: Version,
+        side: Side,
     ) -> Result<(), Refusal> {
         self.end = end;
         if self.chunked {
@@ -160,10 +161,10 @@ impl FieldSection {
                 return Err(Refusal::TransferEncodingInHttp10);
             }
         }
-        if self.has_connection { self.resolve_connection(buf) } else { Ok(()) }
+        if self.has_connection { self.resolve_connection(buf, side) } else { Ok(()) }
     }
 
-    fn resolve_connection(&mut self, buf: &[u8]) -> Result<(), Refusal> {
+    fn resolve_connection(&mut self, buf: &[u8], side: Side) -> Result<(), Refusal> {
         let mut options = 0;
         for index in 0..self.list.len() {
             if self.list[index].kind != FieldKind::Connection {
@@ -174,19 +175,21 @@ impl FieldSection {
                 if options > CONNECTION_OPTIONS || !chars::is_token(option) {
                     return Err(Refusal::BadConnectionOption);
                 }
-                self.note_option(buf, option)?;
+                self.note_option(buf, option, side)?;
             }
         }
         Ok(())
     }
 
-    fn note_option(&mut self, buf: &[u8], option: &[u8]) -> Result<(), Refusal> {
+    fn note_option(&mut self, buf: &[u8], option: &[u8], side: Side) -> Result<(), Refusal> {
         if option.eq_ignore_ascii_case(b"close") {
             self.connection.close = true;
         } else if option.eq_ignore_ascii_case(b"keep-alive") {
             self.connection.keep_alive = true;
         } else if option.eq_ignore_ascii_case(b"upgrade") {
             self.connection.upgrade = true;
+        } else if side == Side::Response && option.eq_ignore_ascii_case(b"transfer-encoding") {
+            // True, needless, and sent by large content networks: the framing is restated anyway.
         } else if is_needed_end_to_end(option) {
             // Obeying would let a client take from a request what its proxies or the mesh vouch
             // for; ignoring would leave the next hop to judge differently.

@@ -34,7 +34,7 @@ enum Stage {
 }
 
 /// Longer than any registered method by a factor of two.
-const METHOD_BYTES: usize = 32;
+pub(crate) const METHOD_BYTES: usize = 32;
 
 impl Default for RequestHead {
     fn default() -> Self {
@@ -149,7 +149,7 @@ impl RequestHead {
 
     /// What can be judged only with all fields known.
     fn finish(&mut self, buf: &[u8], end: usize) -> Result<(), Refusal> {
-        self.section.finish(buf, end, self.version)?;
+        self.section.finish(buf, end, self.version, Side::Request)?;
         match self.section.host {
             None if self.version == Version::Http11 => return Err(Refusal::MissingHost),
             Some(host) if target::parse_authority(host.of(buf)).is_none() => {

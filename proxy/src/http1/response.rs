@@ -38,8 +38,8 @@ pub struct ResponseHead {
     framing: BodyFraming,
     /// The connection carries something else from here on: 101, or 2xx to CONNECT.
     switches: bool,
-    /// A response that must not have a body announced one.
-    body_in_doubt: bool,
+    /// Where the next response would begin is in doubt.
+    last: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +66,7 @@ impl ResponseHead {
             section: FieldSection::default(),
             framing: BodyFraming::None,
             switches: false,
-            body_in_doubt: false,
+            last: false,
         }
     }
 
@@ -104,7 +104,7 @@ impl ResponseHead {
                 self.parse_status_line(window, line)?;
                 self.stage = Stage::Fields;
             } else if line.is_empty() {
-                self.section.finish(window, line.start, self.version)?;
+                self.section.finish(window, line.start, self.version, Side::Response)?;
                 self.decide_framing(window, request)?;
                 return Ok(Some(self.scan.line));
             } else {
@@ -140,6 +140,8 @@ impl ResponseHead {
 
     /// RFC 9112, 6.3, without its forgiveness.
     fn decide_framing(&mut self, buf: &[u8], request: RequestFacts) -> Result<(), BadResponse> {
+        // A server that was offered to switch may have begun to, whatever it answers.
+        self.last = request.upgrade || request.connect;
         let announced = self.announced();
         let announces_body = !matches!(announced, BodyFraming::None | BodyFraming::Length(0));
         if self.status < 200 {
@@ -159,8 +161,8 @@ impl ResponseHead {
             self.switches = true;
             self.framing = BodyFraming::None;
         } else if self.status == 204 {
-            // Sent by real servers, and harmless once the connection is not used again.
-            self.body_in_doubt = announces_body;
+            // A body is announced by real servers; harmless if the connection is not used again.
+            self.last |= announces_body;
             self.framing = BodyFraming::None;
         } else if request.head || self.status == 304 {
             self.framing = BodyFraming::None;
@@ -217,13 +219,12 @@ impl ResponseHead {
         }
     }
 
-    /// Whether the server's connection may be used again once the body has been read. After an
-    /// attempted upgrade it may not, whatever this says.
+    /// Whether the server's connection may be used again once the body has been read.
     pub fn keep_alive(&self) -> bool {
         let options = self.section.connection;
         !options.close
             && !self.switches
-            && !self.body_in_doubt
+            && !self.last
             && self.framing != BodyFraming::UntilClose
             && (self.version == Version::Http11 || options.keep_alive)
     }

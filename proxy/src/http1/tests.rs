@@ -32,6 +32,9 @@ fn forward_request(bytes: &str) -> String {
 }
 
 const GET: RequestFacts = RequestFacts { head: false, connect: false, upgrade: false };
+const HEAD: RequestFacts = RequestFacts { head: true, ..GET };
+const CONNECT: RequestFacts = RequestFacts { connect: true, ..GET };
+const UPGRADE: RequestFacts = RequestFacts { upgrade: true, ..GET };
 
 fn parse_response(
     bytes: &[u8],

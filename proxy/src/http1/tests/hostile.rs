@@ -1,23 +1,16 @@
-//! The table in `tests/data/http1-hostile.txt`, which the end-to-end smuggling test reads as well.
+//! The tables in `tests/data/http1-hostile*.txt`, which the end-to-end smuggling test reads as well.
 
 use super::*;
 
-struct Row {
-    name: &'static str,
-    expected: &'static str,
-    bytes: Vec<u8>,
-}
+const REQUESTS: &str = include_str!("../../../../tests/data/http1-hostile.txt");
+const RESPONSES: &str = include_str!("../../../../tests/data/http1-hostile-responses.txt");
 
-fn rows() -> Vec<Row> {
-    include_str!("../../../../tests/data/http1-hostile.txt")
-        .lines()
-        .filter(|line| !line.is_empty() && !line.starts_with('#'))
-        .map(|line| {
-            let parts: Vec<_> = line.splitn(3, " | ").collect();
-            let [name, expected, bytes] = parts[..] else { panic!("three columns: {line}") };
-            Row { name, expected, bytes: unescape(bytes) }
-        })
-        .collect()
+/// The rows of a table, split into as many columns as it has.
+fn rows<const COLUMNS: usize>(table: &str) -> impl Iterator<Item = [&str; COLUMNS]> {
+    table.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).map(|line| {
+        let columns: Vec<_> = line.splitn(COLUMNS, " | ").collect();
+        columns.try_into().unwrap_or_else(|_| panic!("{COLUMNS} columns: {line}"))
+    })
 }
 
 /// `\r \n \t \\ \xNN`, and `\{N:text}` for N times the text.
@@ -78,18 +71,50 @@ fn first_refusal(bytes: &[u8], size: usize) -> Result<usize, Refusal> {
 }
 
 #[test]
-fn every_hostile_framing_is_refused_for_its_reason_however_it_is_cut() {
-    let rows = rows();
-    assert!(rows.len() >= 75, "only {} rows", rows.len());
+fn every_hostile_request_is_refused_for_its_reason_however_it_is_cut() {
     let mut wrong = Vec::new();
-    for row in &rows {
+    let mut count = 0;
+    for [name, expected, bytes] in rows(REQUESTS) {
+        count += 1;
         for size in [usize::MAX / 2, 1, 7] {
-            let found = match first_refusal(&row.bytes, size) {
+            let found = match first_refusal(&unescape(bytes), size) {
                 Ok(requests) => format!("{requests} requests accepted"),
                 Err(refusal) => format!("{} {}", refusal.status(), refusal.reason()),
             };
-            if found != row.expected {
-                wrong.push(format!("{}: {found}, not {} ({size})", row.name, row.expected));
+            if found != expected {
+                wrong.push(format!("{name}: {found}, not {expected} ({size})"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(count >= 75, "only {count} rows");
+}
+
+#[test]
+fn every_hostile_response_is_refused_for_its_reason_however_it_is_cut() {
+    let mut wrong = Vec::new();
+    for [name, request, expected, bytes] in rows(RESPONSES) {
+        let request = match request {
+            "get" => GET,
+            "head" => HEAD,
+            "connect" => CONNECT,
+            "upgrade" => UPGRADE,
+            other => panic!("{name}: unknown request {other}"),
+        };
+        let bytes = unescape(bytes);
+        for size in [bytes.len(), 1, 7] {
+            let mut head = ResponseHead::new();
+            let outcome = (1..=bytes.len().div_ceil(size)).find_map(|pieces| {
+                let shown = bytes.len().min(pieces * size);
+                head.parse(&bytes[..shown], &Limits::STANDARD, request).transpose()
+            });
+            let found = match outcome {
+                Some(Err(bad)) => bad.reason(),
+                Some(Ok(_)) => "accepted",
+                None => "waited for more",
+            };
+            if found != expected {
+                wrong.push(format!("{name}: {found}, not {expected} ({size})"));
             }
         }
     }
@@ -98,18 +123,21 @@ fn every_hostile_framing_is_refused_for_its_reason_however_it_is_cut() {
 
 #[test]
 fn names_of_rows_are_unique() {
-    let mut names: Vec<_> = rows().into_iter().map(|row| row.name).collect();
-    names.sort_unstable();
-    assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "{names:?}");
+    for table in [REQUESTS, RESPONSES] {
+        let mut names: Vec<_> = rows(table).map(|[name, _]| name).collect();
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
 }
 
 #[test]
-fn every_refusal_has_its_own_reason_and_a_row_or_says_why_not() {
-    let rows = rows();
+fn every_refusal_has_its_own_reason_and_a_row() {
     let mut reasons: Vec<_> = Refusal::ALL.iter().map(|refusal| refusal.reason()).collect();
     for refusal in Refusal::ALL {
-        let tried =
-            rows.iter().any(|row| row.expected.ends_with(&format!(" {}", refusal.reason())));
+        let expected = format!("{} {}", refusal.status(), refusal.reason());
+        let tried = rows(REQUESTS).any(|[_, row, _]| row == expected);
         // Only the end of a connection makes a body truncated.
         assert_eq!(tried, refusal != Refusal::TruncatedBody, "{refusal:?}");
     }

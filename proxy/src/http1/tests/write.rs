@@ -1,5 +1,6 @@
 //! What goes on to the next hop.
 
+use super::BodyDelivery::{Payload, Rechunk, Verbatim};
 use super::*;
 
 #[test]
@@ -101,9 +102,6 @@ fn added_fields_cannot_end_a_line() {
     }
 }
 
-const NEW: Version = Version::Http11;
-const OLD: Version = Version::Http10;
-
 fn forward_response(
     request: RequestFacts,
     sent: &str,
@@ -116,165 +114,56 @@ fn forward_response(
 }
 
 const PLAIN: ResponseEdits<'static> =
-    ResponseEdits { client: NEW, close: false, rechunk: false, remove: &[], add: &[] };
+    ResponseEdits { client: Version::Http11, close: false, rechunk: false, remove: &[], add: &[] };
+
+const OLD: ResponseEdits<'static> = ResponseEdits { client: Version::Http10, ..PLAIN };
+const CLOSE: ResponseEdits<'static> = ResponseEdits { close: true, ..PLAIN };
+const RECHUNK: ResponseEdits<'static> = ResponseEdits { rechunk: true, ..PLAIN };
+const OLD_RECHUNK: ResponseEdits<'static> =
+    ResponseEdits { client: Version::Http10, rechunk: true, ..PLAIN };
+
+/// Request, edits, what the server sent (after `HTTP/1.`), what the client gets (after
+/// `HTTP/1.1 `), how its body follows, and whether its connection ends. `/` ends a line.
+#[rustfmt::skip]
+const RESPONSES: &[(RequestFacts, ResponseEdits<'_>, &str, &str, BodyDelivery, bool)] = &[
+    (GET, PLAIN, "1 200 OK/A: b/Content-Length: 05", "200 OK/A: b/content-length: 5", Verbatim, false),
+    (GET, CLOSE, "1 200 OK/Content-Length: 5", "200 OK/content-length: 5/connection: close", Verbatim, true),
+    (GET, PLAIN, "1 200 OK/Content-Length: 5/Connection: close, X/X: y/Keep-Alive: 1", "200 OK/content-length: 5", Verbatim, false),
+    (GET, PLAIN, "1 200 OK/heddle-not-delivered: 1/Heddle_Error: x/Content-Length: 0", "200 OK/content-length: 0", Verbatim, false),
+    (GET, PLAIN, "1 200/Transfer-Encoding: CHUNKED", "200 /transfer-encoding: chunked", Verbatim, false),
+    // A client of 1.0 knows no chunks, and keep-alive only by name.
+    (GET, OLD, "1 200 OK/Trailer: X/Transfer-Encoding: chunked", "200 OK/connection: close", Payload, true),
+    (GET, OLD, "1 200 OK/Content-Length: 5", "200 OK/content-length: 5/connection: keep-alive", Verbatim, false),
+    (GET, OLD, "1 200 OK", "200 OK/connection: close", Verbatim, true),
+    (HEAD, OLD, "1 200 OK/Transfer-Encoding: chunked", "200 OK/connection: keep-alive", Verbatim, false),
+    // The end of a body by close is passed on, or made visible.
+    (GET, PLAIN, "0 200 OK", "200 OK/connection: close", Verbatim, true),
+    (GET, RECHUNK, "0 200 OK", "200 OK/transfer-encoding: chunked", Rechunk, false),
+    (GET, OLD_RECHUNK, "0 200 OK", "200 OK/connection: close", Verbatim, true),
+    (GET, RECHUNK, "1 200 OK/Content-Length: 5", "200 OK/content-length: 5", Verbatim, false),
+    // No body, but its length.
+    (HEAD, PLAIN, "1 200 OK/Content-Length: 5", "200 OK/content-length: 5", Verbatim, false),
+    (HEAD, RECHUNK, "1 200 OK", "200 OK", Verbatim, false),
+    (GET, PLAIN, "1 304 Not Modified/Content-Length: 5", "304 Not Modified/content-length: 5", Verbatim, false),
+    (GET, PLAIN, "1 204 No Content/Content-Length: 5", "204 No Content", Verbatim, false),
+    // Heads after which the exchange goes on.
+    (GET, CLOSE, "1 103 Early Hints/Link: <a>/Connection: close", "103 Early Hints/Link: <a>", Verbatim, false),
+    (CONNECT, CLOSE, "1 200 OK/Content-Length: 5", "200 OK", Verbatim, false),
+    (UPGRADE, CLOSE, "1 101 S/Connection: Upgrade/Upgrade: ws/A: b", "101 S/A: b/connection: upgrade/upgrade: ws", Verbatim, false),
+    (GET, PLAIN, "1 426 No/Connection: Upgrade/Upgrade: h2c, ws/Content-Length: 0", "426 No/content-length: 0/connection: upgrade/upgrade: ws", Verbatim, false),
+    (GET, PLAIN, "1 200 OK/Connection: Upgrade/Upgrade: h2,h2c/Content-Length: 0", "200 OK/content-length: 0", Verbatim, false),
+];
 
 #[test]
 fn responses_on_the_way_back() {
-    use BodyDelivery::{Payload, Rechunk, Verbatim};
-    let check = |request, edits: ResponseEdits<'_>, sent: &str, head: &str, body, close| {
-        let (forwarded, delivery) =
-            forward_response(request, &format!("HTTP/1.{sent}\r\n\r\n"), &edits);
-        assert_eq!(forwarded, format!("HTTP/1.1 {head}\r\n\r\n"), "{sent}");
-        assert_eq!(delivery, Delivery { body, close }, "{sent}");
-    };
-    let old = ResponseEdits { client: OLD, ..PLAIN };
-    let close = ResponseEdits { close: true, ..PLAIN };
-    let rechunk = ResponseEdits { rechunk: true, ..PLAIN };
-    let (length, chunked) = ("\r\ncontent-length: 5", "\r\ntransfer-encoding: chunked");
-
-    check(
-        GET,
-        PLAIN,
-        &format!("1 200 OK\r\nA: b{length}"),
-        "200 OK\r\nA: b\r\ncontent-length: 5",
-        Verbatim,
-        false,
-    );
-    check(
-        GET,
-        close,
-        &format!("1 200 OK{length}"),
-        "200 OK\r\ncontent-length: 5\r\nconnection: close",
-        Verbatim,
-        true,
-    );
-    check(
-        GET,
-        PLAIN,
-        &format!("1 200 OK{length}\r\nConnection: close, X\r\nX: y\r\nKeep-Alive: 1"),
-        "200 OK\r\ncontent-length: 5",
-        Verbatim,
-        false,
-    );
-    check(
-        GET,
-        PLAIN,
-        "1 200 OK\r\nheddle-not-delivered: 1\r\nHeddle_Error: x\r\nContent-Length: 0",
-        "200 OK\r\ncontent-length: 0",
-        Verbatim,
-        false,
-    );
-    check(
-        GET,
-        PLAIN,
-        &format!("1 200{chunked}"),
-        "200 \r\ntransfer-encoding: chunked",
-        Verbatim,
-        false,
-    );
-    // A client of 1.0 knows no chunks, and keep-alive only by name.
-    check(
-        GET,
-        old,
-        &format!("1 200 OK\r\nTrailer: X{chunked}"),
-        "200 OK\r\nconnection: close",
-        Payload,
-        true,
-    );
-    check(
-        GET,
-        old,
-        &format!("1 200 OK{length}"),
-        "200 OK\r\ncontent-length: 5\r\nconnection: keep-alive",
-        Verbatim,
-        false,
-    );
-    check(GET, old, "1 200 OK", "200 OK\r\nconnection: close", Verbatim, true);
-    check(
-        HEAD,
-        old,
-        &format!("1 200 OK{chunked}"),
-        "200 OK\r\nconnection: keep-alive",
-        Verbatim,
-        false,
-    );
-    // The end of a body by close is passed on, or made visible.
-    check(GET, PLAIN, "0 200 OK", "200 OK\r\nconnection: close", Verbatim, true);
-    check(GET, rechunk, "0 200 OK", "200 OK\r\ntransfer-encoding: chunked", Rechunk, false);
-    check(
-        GET,
-        ResponseEdits { client: OLD, ..rechunk },
-        "0 200 OK",
-        "200 OK\r\nconnection: close",
-        Verbatim,
-        true,
-    );
-    check(
-        GET,
-        rechunk,
-        &format!("1 200 OK{length}"),
-        "200 OK\r\ncontent-length: 5",
-        Verbatim,
-        false,
-    );
-    // No body, but its length.
-    check(
-        HEAD,
-        PLAIN,
-        &format!("1 200 OK{length}"),
-        "200 OK\r\ncontent-length: 5",
-        Verbatim,
-        false,
-    );
-    check(HEAD, rechunk, "1 200 OK", "200 OK", Verbatim, false);
-    check(
-        GET,
-        PLAIN,
-        &format!("1 304 Not Modified{length}"),
-        "304 Not Modified\r\ncontent-length: 5",
-        Verbatim,
-        false,
-    );
-    check(GET, PLAIN, &format!("1 204 No Content{length}"), "204 No Content", Verbatim, false);
-    // Heads after which the exchange goes on.
-    check(
-        GET,
-        close,
-        "1 103 Early Hints\r\nLink: </a>\r\nConnection: close",
-        "103 Early Hints\r\nLink: </a>",
-        Verbatim,
-        false,
-    );
-    check(CONNECT, close, &format!("1 200 OK{length}"), "200 OK", Verbatim, false);
-    check(
-        UPGRADE,
-        close,
-        "1 101 S\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: x",
-        "101 S\r\nSec-WebSocket-Accept: x\r\nconnection: upgrade\r\nupgrade: websocket",
-        Verbatim,
-        false,
-    );
-    check(
-        GET,
-        PLAIN,
-        "1 426 No\r\nConnection: Upgrade\r\nUpgrade: h2c, foo\r\nContent-Length: 0",
-        "426 No\r\ncontent-length: 0\r\nconnection: upgrade\r\nupgrade: foo",
-        Verbatim,
-        false,
-    );
-    check(
-        GET,
-        PLAIN,
-        "1 200 OK\r\nConnection: Upgrade\r\nUpgrade: h2,h2c\r\nContent-Length: 0",
-        "200 OK\r\ncontent-length: 0",
-        Verbatim,
-        false,
-    );
+    for (request, edits, sent, expected, body, close) in RESPONSES {
+        let text = format!("HTTP/1.{}\r\n\r\n", sent.replace('/', "\r\n"));
+        let (forwarded, delivery) = forward_response(*request, &text, edits);
+        let expected = format!("HTTP/1.1 {}\r\n\r\n", expected.replace('/', "\r\n"));
+        assert_eq!(forwarded, expected, "{sent}");
+        assert_eq!(delivery, Delivery { body: *body, close: *close }, "{sent}");
+    }
 }
-
-const HEAD: RequestFacts = RequestFacts { head: true, ..GET };
-const CONNECT: RequestFacts = RequestFacts { connect: true, ..GET };
-const UPGRADE: RequestFacts = RequestFacts { upgrade: true, ..GET };
 
 #[test]
 fn obs_text_passes_unchanged() {
