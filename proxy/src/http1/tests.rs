@@ -7,9 +7,13 @@ mod request;
 mod response;
 mod write;
 
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
 use bytes::BytesMut;
 
 use super::*;
+
+const ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)), 80);
 
 fn parse_request(bytes: &[u8]) -> Result<(RequestHead, usize), Refusal> {
     let mut head = RequestHead::new();
@@ -21,7 +25,7 @@ fn forward_request(bytes: &str) -> String {
     let (head, _) = parse_request(bytes.as_bytes()).expect("a good request");
     let edits = RequestEdits {
         target: RequestTarget::Origin,
-        host_if_missing: "10.0.0.1:80",
+        host_if_missing: ADDRESS,
         close: false,
         remove: &[],
         add: &[],
@@ -43,6 +47,20 @@ fn parse_response(
     let mut head = ResponseHead::new();
     let length = head.parse(bytes, &Limits::STANDARD, request)?.expect("a complete head");
     Ok((head, length))
+}
+
+#[test]
+fn the_fast_scan_of_values_agrees_with_the_table() {
+    for length in 0..20 {
+        for at in 0..length {
+            for byte in 0..=u8::MAX {
+                let mut value = vec![b'v'; length];
+                value[at] = byte;
+                let bad = (!chars::is(chars::VALUE, byte)).then_some(byte);
+                assert_eq!(chars::find_bad_value_byte(&value), bad, "{byte:#x} at {at}");
+            }
+        }
+    }
 }
 
 /// Reads one body in pieces of the given sizes (the last repeats), as a driver would: what is not

@@ -5,6 +5,8 @@
 //! and the mesh's own fields come last, after everything that a peer could have used to remove or
 //! imitate them.
 
+use std::net::SocketAddr;
+
 use bytes::BytesMut;
 
 use super::chars;
@@ -44,8 +46,9 @@ pub enum RequestTarget {
 #[derive(Clone, Copy, Debug)]
 pub struct RequestEdits<'a> {
     pub target: RequestTarget,
-    /// For an HTTP/1.0 request without `Host`, since it goes on as HTTP/1.1.
-    pub host_if_missing: &'a str,
+    /// The `Host` of an HTTP/1.0 request that has none, since it goes on as HTTP/1.1: the original
+    /// destination, which is all that is known. An empty one would be refused on the next hop.
+    pub host_if_missing: SocketAddr,
     /// Tell the server that no other request will follow.
     pub close: bool,
     /// End-to-end fields taken out, by name. Framing, `Host` and `Upgrade` are not edited so.
@@ -108,8 +111,10 @@ pub fn write_request_head(
     out.extend_from_slice(b" HTTP/1.1\r\n");
 
     let named = head.parsed_target().authority.map(|authority| authority.of(buf));
-    if section.host.is_none() {
-        write_field(out, b"Host", named.unwrap_or(edits.host_if_missing.as_bytes()));
+    match named {
+        _ if section.host.is_some() => {}
+        Some(authority) => write_field(out, b"Host", authority),
+        None => write_field(out, b"Host", edits.host_if_missing.to_string().as_bytes()),
     }
     write_end_to_end(section, buf, edits.remove, out, |kind| match (kind, named) {
         (FieldKind::Host, Some(authority)) => Fate::Replace(b"Host", authority),
@@ -135,19 +140,22 @@ pub fn write_request_head(
     end_head(edits.add, out);
 }
 
-/// Writes the head that the client gets, and says how the body must follow. For interim heads and
-/// switches the body is none.
+/// Writes the head that the client gets, and says how the body must follow: not at all after
+/// interim heads and switches. Of an interim head an HTTP/1.0 client gets nothing.
 pub fn write_response_head(
     head: &ResponseHead,
     buf: &[u8],
     edits: &ResponseEdits<'_>,
     out: &mut BytesMut,
 ) -> Delivery {
+    let delivery = plan_delivery(head, edits);
+    if head.is_interim() && edits.client == Version::Http10 {
+        return delivery;
+    }
     let section = &head.section;
     out.reserve(section.end + ADDED_BYTES);
     write_status(head.status(), head.reason(buf), out);
 
-    let delivery = plan_delivery(head, edits);
     let trailers_lost = delivery.body == BodyDelivery::Payload;
     write_end_to_end(section, buf, edits.remove, out, |kind| {
         let dropped = ends_here(kind) || trailers_lost && kind == FieldKind::Trailer;
@@ -155,10 +163,9 @@ pub fn write_response_head(
     });
 
     write_framing(framing_for_client(head, edits.client, delivery.body), out);
-    let final_head = !head.is_interim() && !head.switches();
     let options = Options {
-        close: delivery.close && final_head,
-        keep_alive: !delivery.close && final_head && edits.client == Version::Http10,
+        close: delivery.close,
+        keep_alive: !delivery.close && !head.switches() && edits.client == Version::Http10,
         upgrade: head.status() == 101 || head.status() == 426,
         te: false,
     };

@@ -95,6 +95,10 @@ fn trailers_up_to_the_limit() {
     let bad = section(limit + 1);
     let outcome = read_body(BodyFraming::Chunked, bad.as_bytes(), &[bad.len()]);
     assert_eq!(outcome, Err(Refusal::TrailersTooLarge));
+    // A caller whose buffer holds no more than the limit must not be asked to wait.
+    let unfinished = &bad.as_bytes()[..b"0\r\n".len() + limit];
+    let outcome = BodyDecoder::new(BodyFraming::Chunked, &Limits::STANDARD).advance(unfinished);
+    assert_eq!(outcome, Err(Refusal::TrailersTooLarge));
 }
 
 #[test]

@@ -138,7 +138,7 @@ proptest! {
         if let Ok(Some(length)) = head.parse(&bytes, &Limits::STANDARD) {
             let edits = RequestEdits {
                 target: RequestTarget::AsSent,
-                host_if_missing: "a",
+                host_if_missing: ADDRESS,
                 close: false,
                 remove: &[],
                 add: &[],

@@ -82,7 +82,7 @@ fn edits_of_requests() {
     let (head, _) = parse_request(bytes).unwrap();
     let edits = RequestEdits {
         target: RequestTarget::AsSent,
-        host_if_missing: "b",
+        host_if_missing: ADDRESS,
         close: true,
         remove: &["traceparent", "host", "connection"],
         add: &[NewField::new("traceparent", b"new").unwrap()],
@@ -148,6 +148,7 @@ const RESPONSES: &[(RequestFacts, ResponseEdits<'_>, &str, &str, BodyDelivery, b
     (GET, PLAIN, "1 204 No Content/Content-Length: 5", "204 No Content", Verbatim, false),
     // Heads after which the exchange goes on.
     (GET, CLOSE, "1 103 Early Hints/Link: <a>/Connection: close", "103 Early Hints/Link: <a>", Verbatim, false),
+    (CONNECT, OLD, "1 200 OK", "200 OK", Verbatim, false),
     (CONNECT, CLOSE, "1 200 OK/Content-Length: 5", "200 OK", Verbatim, false),
     (UPGRADE, CLOSE, "1 101 S/Connection: Upgrade/Upgrade: ws/A: b", "101 S/A: b/connection: upgrade/upgrade: ws", Verbatim, false),
     (GET, PLAIN, "1 426 No/Connection: Upgrade/Upgrade: h2c, ws/Content-Length: 0", "426 No/content-length: 0/connection: upgrade/upgrade: ws", Verbatim, false),
@@ -163,6 +164,14 @@ fn responses_on_the_way_back() {
         assert_eq!(forwarded, expected, "{sent}");
         assert_eq!(delivery, Delivery { body: *body, close: *close }, "{sent}");
     }
+}
+
+#[test]
+fn a_client_of_1_0_gets_no_interim_head() {
+    let (forwarded, delivery) =
+        forward_response(GET, "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n", &OLD);
+    assert_eq!(forwarded, "");
+    assert_eq!(delivery, Delivery { body: Verbatim, close: false });
 }
 
 #[test]
