@@ -368,6 +368,14 @@ impl Error {
     }
 }
 
+impl Reason {
+    /// The reason a peer's proxy gave in its `heddle-error` field.
+    #[must_use]
+    pub fn parse(value: &[u8]) -> Option<Self> {
+        Self::ALL.iter().copied().find(|reason| reason.name().as_bytes() == value)
+    }
+}
+
 /// Writes an error and all its causes on one line, for logs.
 pub struct Chain<'a>(pub &'a (dyn std::error::Error + 'static));
 

@@ -8,7 +8,6 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -264,63 +263,8 @@ pub fn log_peer(direction: Direction, peer: &Peer, group: Option<NamedGroup>) {
     );
 }
 
-/// Why the control plane could not be reached.
-#[derive(Debug, thiserror::Error)]
-pub enum ControlPlaneError {
-    /// TCP connect.
-    #[error("{0} does not accept connections")]
-    Connect(SocketAddr, #[source] io::Error),
-    /// Neither yes nor no.
-    #[error("{0} did not answer within {seconds} s", seconds = HANDSHAKE_TIMEOUT.as_secs())]
-    Timeout(SocketAddr),
-    /// rustls refuses the configuration.
-    #[error("TLS cannot be configured")]
-    Config(#[source] rustls::Error),
-    /// It is not the control plane that this proxy was told to trust.
-    #[error("{0} is not the control plane of this mesh")]
-    Untrusted(SocketAddr, #[source] Error),
-    /// The peer speaks no HTTP/2.
-    #[error("{0} does not speak gRPC")]
-    Protocol(SocketAddr),
-}
-
-/// Connects to the control plane and checks that it is the one `bundle` vouches for. With `own` the
-/// proxy proves itself too.
-///
-/// # Errors
-/// Says what failed; the peer's certificate is named when it was refused.
-pub async fn connect_control_plane(
-    address: SocketAddr,
-    bundle: &Arc<TrustBundle>,
-    own: Option<&Credentials>,
-) -> Result<TlsStream<TcpStream>, ControlPlaneError> {
-    let timeout = |_| ControlPlaneError::Timeout(address);
-    let resolver = own.map(|own| Arc::new(SingleCertAndKey::from(Arc::clone(&own.key))));
-    let config = client_config(bundle, resolver, b"h2").map_err(ControlPlaneError::Config)?;
-    let tcp = tokio::time::timeout(HANDSHAKE_TIMEOUT, TcpStream::connect(address));
-    let tcp = tcp.await.map_err(timeout)?.map_err(|e| ControlPlaneError::Connect(address, e))?;
-    // Small messages both ways: waiting to fill a segment would only delay them.
-    tcp.set_nodelay(true).map_err(|e| ControlPlaneError::Connect(address, e))?;
-    let untrusted = |error| ControlPlaneError::Untrusted(address, error);
-    let stream = handshake(tcp, config).await.map_err(untrusted)?;
-    let (_, connection) = stream.get_ref();
-    if connection.alpn_protocol() != Some(b"h2") {
-        return Err(ControlPlaneError::Protocol(address));
-    }
-    let leaf = connection.peer_certificates().and_then(<[_]>::first);
-    let leaf = leaf.ok_or(Error::PeerCertificateRefused(PeerRefusal::NoCertificate));
-    let peer = leaf
-        .and_then(|leaf| bundle.peer_identity(leaf).map_err(Error::PeerCertificateRefused))
-        .map_err(untrusted)?;
-    let expected = bundle.control_plane();
-    if peer.id != *expected {
-        let (expected, found) = (Box::new(expected.clone()), Box::new(peer.id));
-        return Err(untrusted(Error::PeerIdentityMismatch { expected, found }));
-    }
-    Ok(stream)
-}
-
-async fn handshake(
+/// The client's side of any handshake of ours.
+pub(crate) async fn handshake(
     tcp: TcpStream,
     config: Arc<ClientConfig>,
 ) -> Result<TlsStream<TcpStream>, Error> {
@@ -358,6 +302,15 @@ pub fn provider() -> Arc<CryptoProvider> {
         })
     });
     Arc::clone(&PROVIDER)
+}
+
+/// For one connection to the control plane; with `own` the proxy proves itself too.
+pub(crate) fn control_plane_config(
+    bundle: &Arc<TrustBundle>,
+    own: Option<&Credentials>,
+) -> Result<Arc<ClientConfig>, rustls::Error> {
+    let resolver = own.map(|own| Arc::new(SingleCertAndKey::from(Arc::clone(&own.key))));
+    client_config(bundle, resolver, b"h2")
 }
 
 fn client_config(

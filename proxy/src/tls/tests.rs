@@ -245,27 +245,3 @@ async fn a_peer_that_says_nothing_is_given_up() {
     let result = connect(tcp, &client, Alpn::Http1, &id("shop", "cart")).await;
     assert!(matches!(result, Err(Error::HandshakeTimeout)), "{result:?}");
 }
-
-#[tokio::test]
-async fn the_control_plane_is_recognised_by_its_identity_alone() {
-    let ca = Ca::new();
-    for (namespace, account, trusted) in [
-        ("heddle-system", "heddle-control-plane", true),
-        ("heddle-system", "default", false),
-        ("shop", "heddle-control-plane", false),
-    ] {
-        let server = ca.credentials(&id(namespace, account));
-        let mut config = (*server.server_config().unwrap()).clone();
-        config.alpn_protocols = vec![b"h2".to_vec()];
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let own = ca.credentials(&id("shop", "web"));
-        let bundle = ca.bundle();
-        let accept = async {
-            let (tcp, _) = listener.accept().await.unwrap();
-            TlsAcceptor::from(Arc::new(config)).accept(tcp).await
-        };
-        let (result, _) = tokio::join!(connect_control_plane(address, &bundle, Some(&own)), accept);
-        assert_eq!(result.is_ok(), trusted, "{namespace} {account}: {result:?}");
-    }
-}

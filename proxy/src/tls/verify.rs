@@ -64,7 +64,7 @@ pub enum PeerRefusal {
     /// The chain has more certificates than are looked at.
     #[error("the chain has more than {MAX_CHAIN} certificates")]
     ChainTooLong,
-    /// Signed by somebody else, for instance by the control plane of another mesh.
+    /// Signed by somebody else, for instance by the control plane of another mesh, or altered.
     #[error("the certificate chains to no root of the trust bundle")]
     UnknownIssuer,
     /// By our clock.
@@ -136,7 +136,9 @@ impl From<webpki::Error> for PeerRefusal {
         match error {
             E::CertExpired { .. } => Self::Expired,
             E::CertNotValidYet { .. } => Self::NotYetValid,
-            E::UnknownIssuer => Self::UnknownIssuer,
+            // Two meshes' roots may bear the same name: then it is the signature that gives away the
+            // stranger.
+            E::UnknownIssuer | E::InvalidSignatureForPublicKey => Self::UnknownIssuer,
             E::RequiredEkuNotFoundContext(_) => Self::WrongUsage,
             other => Self::Malformed(format!("{other:?}").into()),
         }
@@ -300,7 +302,7 @@ impl TrustBundle {
     ///
     /// # Errors
     /// The certificate does not hold exactly one identity of our trust domain.
-    pub(super) fn peer_identity(&self, leaf: &CertificateDer<'_>) -> Result<Peer, PeerRefusal> {
+    pub(crate) fn peer_identity(&self, leaf: &CertificateDer<'_>) -> Result<Peer, PeerRefusal> {
         let certificate = parse(leaf)?;
         let names = certificate
             .subject_alternative_name()
