@@ -1,3 +1,80 @@
-//! One HTTP request: match → authorize → pick → send → record.
+//! What HTTP/1 and HTTP/2 have in common on both sides of the proxy.
 
 pub mod retry;
+
+use std::time::Duration;
+
+use bytes::BytesMut;
+use heddle_api::names::header;
+use tokio::io::AsyncWriteExt;
+use tokio::time::timeout;
+
+use crate::error::Error;
+use crate::http1::{LocalResponse, NewField, write_local_response};
+use crate::metrics::Direction;
+use crate::stream::{Conn, send};
+
+/// How long a request's head may take once its first byte is here.
+pub const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection may wait for its next request.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(300);
+/// How long, and how much, is still read from a client that was answered and is to be closed.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES: usize = 64 * 1024;
+
+/// Closes a connection on which something may still be under way: a plain close would answer it with
+/// a reset, and the reset could overtake our last words.
+pub async fn linger(conn: &mut Conn) {
+    if conn.io.shutdown().await.is_err() {
+        return;
+    }
+    let mut left = LINGER_BYTES;
+    let discard = async {
+        loop {
+            conn.buf.clear();
+            match conn.fill().await {
+                Ok(n) if n > 0 && n < left => left -= n,
+                Ok(_) | Err(_) => return,
+            }
+        }
+    };
+    // The time is up: whoever still sends gets the reset.
+    let _ = timeout(LINGER, discard).await;
+}
+
+/// How an answer of the proxy itself goes out.
+#[derive(Clone, Copy)]
+pub struct Answer {
+    /// Which proxy.
+    pub direction: Direction,
+    /// The request was a HEAD.
+    pub head_only: bool,
+    /// The connection ends with it.
+    pub close: bool,
+    /// Inbound's proof for outbound that the application never saw the request.
+    pub not_delivered: bool,
+}
+
+/// Answers an HTTP/1 request in place of the application.
+pub async fn answer(down: &mut Conn, error: &Error, answer: Answer) {
+    let (status, reason) = match error {
+        Error::MalformedRequest(refusal) => (refusal.status(), refusal.reason()),
+        other => (other.reason().facts().status, other.reason().name()),
+    };
+    let message = error.to_string();
+    let not_delivered = NewField::new(header::NOT_DELIVERED, reason.as_bytes());
+    let add = if answer.not_delivered { not_delivered.as_slice() } else { &[] };
+    let response = LocalResponse {
+        status,
+        reason,
+        proxy: answer.direction.name(),
+        message: &message,
+        head_only: answer.head_only,
+        close: answer.close,
+        add,
+    };
+    let mut out = BytesMut::new();
+    write_local_response(&response, &mut out);
+    // A client that is gone has no use for the answer.
+    let _ = send(&mut down.io, &out).await;
+}

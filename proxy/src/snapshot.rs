@@ -6,8 +6,8 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 
 use heddle_api::identity::SpiffeId;
 use heddle_api::proto::v1;
@@ -17,6 +17,7 @@ use heddle_policy::split::Split;
 use ipnet::IpNet;
 
 use crate::balance::EndpointState;
+use crate::metrics::{RequestSeries, TcpSeries};
 
 mod build;
 mod store;
@@ -118,6 +119,10 @@ pub struct Backend {
     pub affinity: bool,
     /// State that outlives the snapshot.
     pub state: Arc<BackendState>,
+    /// What its requests count into, resolved at first use.
+    pub series: OnceLock<Arc<RequestSeries>>,
+    /// What its opaque connections count into, resolved at first use.
+    pub tcp_series: OnceLock<Arc<TcpSeries>>,
 }
 
 /// State of a backend that outlives snapshots and is shared by all threads.

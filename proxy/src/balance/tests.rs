@@ -1,6 +1,6 @@
 //! The balancer against endpoints with a known past.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use heddle_policy::retry::TrafficPolicy;
 
@@ -26,6 +26,8 @@ fn backend(n: u64, balance: Balance) -> Backend {
         policy: Arc::new(TrafficPolicy { balance, ..TrafficPolicy::built_in() }),
         affinity: false,
         state: Arc::new(BackendState::default()),
+        series: OnceLock::new(),
+        tcp_series: OnceLock::new(),
     }
 }
 

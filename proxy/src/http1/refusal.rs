@@ -168,6 +168,8 @@ pub enum BadResponse {
     UnaskedSwitch,
     /// A 1xx head that announces a body, which would be read as the next head.
     InterimWithBody,
+    /// More 1xx heads than [`super::Limits::interim_responses`] before the final one.
+    TooManyInterim,
     /// What a request would be refused for as well.
     Message(Refusal),
 }
@@ -182,6 +184,7 @@ impl BadResponse {
             Self::StatusLine => "bad-status-line",
             Self::UnaskedSwitch => "unasked-switch",
             Self::InterimWithBody => "interim-with-body",
+            Self::TooManyInterim => "too-many-interim-responses",
             Self::Message(refusal) => refusal.reason(),
         }
     }
@@ -204,6 +207,7 @@ impl fmt::Display for BadResponse {
                 f.write_str("it switches protocols, which the request did not ask for")
             }
             Self::InterimWithBody => f.write_str("a 1xx response announces a body"),
+            Self::TooManyInterim => f.write_str("too many 1xx responses come before the final one"),
             Self::Message(refusal) => refusal.fmt(f),
         }
     }

@@ -159,3 +159,15 @@ impl Label for Reason {
         self.name()
     }
 }
+
+impl From<heddle_policy::retry::Refusal> for Retry {
+    fn from(refusal: heddle_policy::retry::Refusal) -> Self {
+        use heddle_policy::retry::Refusal;
+        match refusal {
+            Refusal::Exhausted => Self::Exhausted,
+            Refusal::BodyGone => Self::BodyGone,
+            Refusal::NotIdempotent => Self::NotIdempotent,
+            Refusal::NotRetryable => Self::NotRetryable,
+        }
+    }
+}

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 
 use heddle_api::identity::SpiffeId;
 use heddle_api::proto::v1::{self, ResourceType};
@@ -147,6 +147,8 @@ impl Registry {
             policy: find_policy(store, name),
             affinity: service.is_some_and(|s| s.affinity_seconds > 0),
             state: self.backends.entry((name.clone(), port)).or_default().clone(),
+            series: OnceLock::new(),
+            tcp_series: OnceLock::new(),
         }
     }
 
@@ -162,6 +164,8 @@ impl Registry {
             policy: find_policy(store, &service),
             affinity: false,
             state: self.backends.entry((service.clone(), port)).or_default().clone(),
+            series: OnceLock::new(),
+            tcp_series: OnceLock::new(),
         };
         Some(Arc::new(ServicePort {
             service,

@@ -1,0 +1,441 @@
+//! One HTTP/1 exchange between two connections that this task owns: the request out, the response
+//! back, without a hop to another task.
+//!
+//! Owns the order of reads and writes and what a failure at each point means. Refuses to choose a
+//! destination, to decide on retries, and to record: its callers do.
+
+use std::io;
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Duration, Instant, timeout, timeout_at};
+
+use crate::error::Error;
+use crate::hop;
+use crate::http1::{
+    BadResponse, BodyDecoder, BodyDelivery, CHUNK_END, Delivery, LAST_CHUNK, Limits, Refusal,
+    RequestFacts, RequestHead, ResponseHead, write_chunk_head,
+};
+use crate::stream::{Conn, fill, send};
+
+/// Limits of every message.
+pub const LIMITS: Limits = Limits::STANDARD;
+/// Longest request (head and body) that is kept for another attempt, in bytes.
+const REPLAY_SIZE: usize = 64 * 1024;
+/// Body bytes up to this size are copied behind the head, to save a write.
+const COALESCE_SIZE: usize = 16 * 1024;
+/// A server that stops reading may still have an answer on the way.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// The connection a request goes out on.
+pub struct Upstream {
+    /// The connection.
+    pub conn: Conn,
+    /// An earlier request was answered on it.
+    pub reused: bool,
+    /// The peer is an inbound proxy of the mesh, whose word about delivery is believed.
+    pub mesh: bool,
+    head: ResponseHead,
+}
+
+impl Upstream {
+    /// A new connection, ready for a request.
+    #[must_use]
+    pub fn new(conn: Conn, mesh: bool) -> Self {
+        Self { conn, reused: false, mesh, head: ResponseHead::new() }
+    }
+}
+
+/// A request as it goes out: may be sent more than once while `replayable`.
+pub struct Outgoing {
+    /// The head as written, and the body's first bytes.
+    wire: BytesMut,
+    decoder: BodyDecoder,
+    facts: RequestFacts,
+    /// `wire` holds every body byte that was taken from the client.
+    pub replayable: bool,
+    /// Body bytes sent.
+    pub body_bytes: u64,
+}
+
+impl Outgoing {
+    /// Takes over a head already written to `wire`, and what the client sent of the body with it.
+    ///
+    /// # Errors
+    /// The body's framing is malformed.
+    pub fn new(head: &RequestHead, wire: BytesMut, down: &mut Conn) -> Result<Self, Refusal> {
+        let decoder = BodyDecoder::new(head.framing(), &LIMITS);
+        let mut this = Self { wire, decoder, facts: head.into(), replayable: true, body_bytes: 0 };
+        if !this.decoder.is_done() && !down.buf.is_empty() {
+            this.take(&mut down.buf)?;
+        }
+        Ok(this)
+    }
+
+    /// True once the whole body has been taken from the client.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.decoder.is_done()
+    }
+
+    /// Gives the buffer back for the next request.
+    #[must_use]
+    pub fn into_buffer(self) -> BytesMut {
+        self.wire
+    }
+
+    /// Moves the body's next bytes from `buf` to the end of `wire`, and says how many.
+    fn take(&mut self, buf: &mut BytesMut) -> Result<usize, Refusal> {
+        let raw = self.decoder.advance(buf)?.raw;
+        self.wire.extend_from_slice(&buf[..raw]);
+        self.body_bytes += raw as u64;
+        buf.advance(raw);
+        Ok(raw)
+    }
+}
+
+/// What the caller makes of a response head.
+pub enum Judgement {
+    /// Goes to the client, as written to the buffer.
+    Forward(Delivery),
+    /// Does not: another attempt will be made.
+    Abandon,
+}
+
+/// How an exchange ended.
+pub enum End {
+    /// The final response went to the client, whole.
+    Complete(Complete),
+    /// The response switched protocols: both connections carry something else from now on.
+    Switched {
+        /// 101, or 2xx to CONNECT.
+        status: u16,
+    },
+    /// Nothing of a final response went to the client.
+    Failed(Error),
+    /// [`Judgement::Abandon`].
+    Abandoned,
+    /// The client's request turned out to be malformed; no final response went to it.
+    Refused(Refusal),
+    /// The client went away.
+    ClientGone,
+    /// The response broke off after its head: the client must see a broken connection.
+    Broken {
+        /// As sent to the client.
+        status: u16,
+        /// Why.
+        error: Error,
+    },
+}
+
+/// A response that was forwarded whole.
+pub struct Complete {
+    /// As sent to the client.
+    pub status: u16,
+    /// Body bytes forwarded.
+    pub body_bytes: u64,
+    /// When the head arrived.
+    pub head_at: Instant,
+    /// The upstream connection may carry another request.
+    pub upstream_reusable: bool,
+    /// The client's connection may.
+    pub client_reusable: bool,
+}
+
+/// Reads the next request's head. `None`: the client closed between requests.
+///
+/// # Errors
+/// The request is refused, or the connection broke.
+pub async fn read_request_head(
+    down: &mut Conn,
+    head: &mut RequestHead,
+) -> Result<Option<usize>, ReadError> {
+    loop {
+        if !down.buf.is_empty()
+            && let Some(n) = head.parse(&down.buf, &LIMITS).map_err(ReadError::Refused)?
+        {
+            return Ok(Some(n));
+        }
+        if down.fill().await.map_err(ReadError::Lost)? == 0 {
+            return if down.buf.is_empty() {
+                Ok(None)
+            } else {
+                Err(ReadError::Lost(io::ErrorKind::UnexpectedEof.into()))
+            };
+        }
+    }
+}
+
+/// Why no request head could be read.
+pub enum ReadError {
+    /// The strict codec refuses it.
+    Refused(Refusal),
+    /// The connection ended or broke in the middle.
+    Lost(io::Error),
+}
+
+/// Sends `request` and brings its response back. `judge` sees every response head, interim ones
+/// included, and writes what the client gets of it. `head_by` bounds the wait for the final head.
+pub async fn exchange(
+    down: &mut Conn,
+    up: &mut Upstream,
+    request: &mut Outgoing,
+    head_by: Option<Instant>,
+    judge: impl FnMut(&ResponseHead, &[u8], &mut BytesMut) -> Judgement,
+) -> End {
+    let facts = request.facts;
+    let mut sent = Ok(());
+    if let Err(error) = send(&mut up.conn.io, &request.wire).await {
+        // A server that refuses early and closes may have said why.
+        if up.conn.is_quiet() {
+            return End::Failed(Error::ConnectionLost(error));
+        }
+        sent = Err(error);
+    }
+    let whole = request.is_complete() || sent.is_err();
+    let head = &mut up.head;
+    let end = if whole {
+        let respond = Respond { facts, mesh: up.mesh, head_by, judge };
+        respond.run(&mut up.conn.io, &mut up.conn.buf, head, &mut down.io).await
+    } else {
+        let (mut down_read, mut down_write) = tokio::io::split(&mut down.io);
+        let (mut up_read, mut up_write) = tokio::io::split(&mut up.conn.io);
+        let respond = Respond { facts, mesh: up.mesh, head_by, judge };
+        let respond = respond.run(&mut up_read, &mut up.conn.buf, head, &mut down_write);
+        let pump = pump(&mut down_read, &mut down.buf, request, &mut up_write);
+        both(respond, pump).await
+    };
+    match end {
+        End::Complete(complete) => End::Complete(Complete {
+            // A request that was not taken whole leaves bytes that would be read as the next one.
+            upstream_reusable: complete.upstream_reusable
+                && sent.is_ok()
+                && request.is_complete()
+                && up.conn.buf.is_empty(),
+            client_reusable: complete.client_reusable && request.is_complete(),
+            ..complete
+        }),
+        other => other,
+    }
+}
+
+/// Runs both directions until the response has ended.
+async fn both(
+    respond: impl Future<Output = End>,
+    pump: impl Future<Output = Result<(), PumpError>>,
+) -> End {
+    tokio::pin!(respond, pump);
+    let pumped = tokio::select! {
+        biased;
+        end = &mut respond => return end,
+        pumped = &mut pump => pumped,
+    };
+    match pumped {
+        Ok(()) => respond.await,
+        Err(PumpError::Refused(refusal)) => End::Refused(refusal),
+        Err(PumpError::ClientGone) => End::ClientGone,
+        Err(PumpError::Upstream(error)) => {
+            timeout(LAST_WORDS, respond).await.unwrap_or(End::Failed(Error::ConnectionLost(error)))
+        }
+    }
+}
+
+enum PumpError {
+    Refused(Refusal),
+    ClientGone,
+    Upstream(io::Error),
+}
+
+/// Forwards the rest of a request's body, keeping it for another attempt while it is small.
+async fn pump(
+    down: &mut (impl AsyncRead + Unpin),
+    buf: &mut BytesMut,
+    request: &mut Outgoing,
+    up: &mut (impl AsyncWrite + Unpin),
+) -> Result<(), PumpError> {
+    loop {
+        if !buf.is_empty() {
+            if request.replayable && request.wire.len() + buf.len() > REPLAY_SIZE {
+                request.replayable = false;
+            }
+            if !request.replayable {
+                request.wire.clear();
+            }
+            let raw = request.take(buf).map_err(PumpError::Refused)?;
+            let from = request.wire.len() - raw;
+            send(up, &request.wire[from..]).await.map_err(PumpError::Upstream)?;
+        }
+        if request.is_complete() {
+            return Ok(());
+        }
+        match fill(down, buf).await {
+            Ok(0) | Err(_) => return Err(PumpError::ClientGone),
+            Ok(_) => {}
+        }
+    }
+}
+
+/// The way back.
+struct Respond<J> {
+    facts: RequestFacts,
+    mesh: bool,
+    head_by: Option<Instant>,
+    judge: J,
+}
+
+impl<J: FnMut(&ResponseHead, &[u8], &mut BytesMut) -> Judgement> Respond<J> {
+    async fn run(
+        mut self,
+        up: &mut (impl AsyncRead + Unpin),
+        buf: &mut BytesMut,
+        head: &mut ResponseHead,
+        down: &mut (impl AsyncWrite + Unpin),
+    ) -> End {
+        let mut out = BytesMut::new();
+        let mut interim = 0;
+        loop {
+            let read = read_response_head(up, buf, head, self.facts, self.mesh);
+            let read = match self.head_by {
+                None => read.await,
+                Some(by) => timeout_at(by, read).await.unwrap_or(Err(Error::PerTryTimeout)),
+            };
+            let n = match read {
+                Ok(n) => n,
+                Err(error) => return End::Failed(error),
+            };
+            let delivery = match (self.judge)(head, &buf[..n], &mut out) {
+                Judgement::Forward(delivery) => delivery,
+                Judgement::Abandon => return End::Abandoned,
+            };
+            let head_at = Instant::now();
+            buf.advance(n);
+            if head.is_interim() && !head.switches() {
+                interim += 1;
+                if interim > LIMITS.interim_responses {
+                    return End::Failed(Error::ResponseMalformed(BadResponse::TooManyInterim));
+                }
+                if send(down, &out).await.is_err() {
+                    return End::ClientGone;
+                }
+                out.clear();
+                continue;
+            }
+            if head.switches() {
+                let sent = send(down, &out).await;
+                return sent.map_or(End::ClientGone, |()| End::Switched { status: head.status() });
+            }
+            return relay_body(up, buf, head, down, out, delivery, head_at).await;
+        }
+    }
+}
+
+async fn read_response_head(
+    up: &mut (impl AsyncRead + Unpin),
+    buf: &mut BytesMut,
+    head: &mut ResponseHead,
+    facts: RequestFacts,
+    mesh: bool,
+) -> Result<usize, Error> {
+    loop {
+        if !buf.is_empty() {
+            let parsed = head.parse(buf, &LIMITS, facts);
+            let parsed = parsed.map_err(Error::ResponseMalformed)?;
+            if let Some(n) = parsed {
+                // The inbound side strips `heddle-*` from what an application answers, so over mesh
+                // TLS these bytes are its own.
+                let retired = mesh && buf[..n] == *hop::RETIRED;
+                return if retired { Err(Error::NotDelivered) } else { Ok(n) };
+            }
+        }
+        if fill(up, buf).await.map_err(Error::ConnectionLost)? == 0 {
+            return Err(Error::ConnectionLost(io::ErrorKind::UnexpectedEof.into()));
+        }
+    }
+}
+
+/// Forwards a final response's head (in `out`) and body.
+async fn relay_body(
+    up: &mut (impl AsyncRead + Unpin),
+    buf: &mut BytesMut,
+    head: &ResponseHead,
+    down: &mut (impl AsyncWrite + Unpin),
+    mut out: BytesMut,
+    delivery: Delivery,
+    head_at: Instant,
+) -> End {
+    let status = head.status();
+    let mut decoder = BodyDecoder::new(head.framing(), &LIMITS);
+    let mut body_bytes = 0;
+    loop {
+        if !buf.is_empty() && !decoder.is_done() {
+            let raw = match transform(&mut decoder, buf, delivery.body, &mut out) {
+                Ok(raw) => raw,
+                Err(refusal) => {
+                    let error = Error::ResponseMalformed(refusal.into());
+                    return End::Broken { status, error };
+                }
+            };
+            body_bytes += raw as u64;
+            if delivery.body == BodyDelivery::Verbatim && raw > COALESCE_SIZE {
+                if (!out.is_empty() && send(down, &out).await.is_err())
+                    || send(down, &buf[..raw]).await.is_err()
+                {
+                    return End::ClientGone;
+                }
+                out.clear();
+            } else if delivery.body == BodyDelivery::Verbatim {
+                out.extend_from_slice(&buf[..raw]);
+            }
+            buf.advance(raw);
+        }
+        let done = decoder.is_done();
+        if done && delivery.body == BodyDelivery::Rechunk {
+            out.extend_from_slice(LAST_CHUNK);
+        }
+        if !out.is_empty() {
+            if send(down, &out).await.is_err() {
+                return End::ClientGone;
+            }
+            out.clear();
+        }
+        if done {
+            let upstream_reusable = head.keep_alive();
+            let client_reusable = !delivery.close;
+            return End::Complete(Complete {
+                status,
+                body_bytes,
+                head_at,
+                upstream_reusable,
+                client_reusable,
+            });
+        }
+        let error = match fill(up, buf).await {
+            Ok(0) if decoder.finish_at_eof().is_ok() => continue,
+            Ok(0) => io::ErrorKind::UnexpectedEof.into(),
+            Ok(_) => continue,
+            Err(error) => error,
+        };
+        return End::Broken { status, error: Error::ConnectionLost(error) };
+    }
+}
+
+/// Judges the next body bytes; forms other than `Verbatim` are written to `out`.
+fn transform(
+    decoder: &mut BodyDecoder,
+    buf: &[u8],
+    delivery: BodyDelivery,
+    out: &mut BytesMut,
+) -> Result<usize, Refusal> {
+    let progress = match delivery {
+        BodyDelivery::Verbatim => decoder.advance(buf)?,
+        BodyDelivery::Payload => {
+            decoder.advance_with(buf, |range| out.extend_from_slice(&buf[range]))?
+        }
+        BodyDelivery::Rechunk => decoder.advance_with(buf, |range| {
+            write_chunk_head(range.len(), out);
+            out.extend_from_slice(&buf[range]);
+            out.extend_from_slice(CHUNK_END);
+        })?,
+    };
+    Ok(progress.raw)
+}

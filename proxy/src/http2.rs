@@ -1,0 +1,404 @@
+//! hyper's HTTP/2 with our limits, its tasks staying on their thread, and the bodies that join it to
+//! retries and to the one place where requests are recorded.
+
+use std::cell::RefCell;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use heddle_api::names::header;
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::client::conn::http2 as client;
+use hyper::server::conn::http2 as server;
+use hyper_util::rt::{TokioIo, TokioTimer};
+
+use crate::error::{Error, Reason};
+use crate::metrics::Direction;
+use crate::stream::Conn;
+
+/// Flow-control window of a stream.
+const STREAM_WINDOW: u32 = 256 * 1024;
+/// Flow-control window of a connection.
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Decoded size of a header list.
+const HEADER_LIST: u32 = 32 * 1024;
+/// Fields of a header list.
+const HEADER_FIELDS: usize = 100;
+/// Streams a peer may reset before they are taken up; beyond that the connection ends.
+const PENDING_RESETS: usize = 20;
+/// Streams one connection carries at once, from meshed peers and the application.
+pub const STREAMS: u32 = 250;
+/// The same for callers without an identity.
+pub const PLAINTEXT_STREAMS: u32 = 100;
+/// Ping of a connection that is silent, and how long its answer may take.
+const PING: Duration = Duration::from_secs(10);
+const PONG: Duration = Duration::from_secs(20);
+/// Longest body that is kept for another attempt, in bytes.
+const REPLAY_SIZE: usize = 64 * 1024;
+
+/// Sends requests on one connection.
+pub type Sender = client::SendRequest<RequestBody>;
+
+/// Runs hyper's tasks on the thread they were born on.
+#[derive(Clone, Copy)]
+pub struct LocalExecutor;
+
+impl<F: Future<Output: 'static> + 'static> hyper::rt::Executor<F> for LocalExecutor {
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(future);
+    }
+}
+
+/// A server connection's limits.
+#[must_use]
+pub fn server_builder(streams: u32) -> server::Builder<LocalExecutor> {
+    let mut builder = server::Builder::new(LocalExecutor);
+    builder
+        .timer(TokioTimer::new())
+        .auto_date_header(false)
+        .max_concurrent_streams(streams)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(HEADER_LIST)
+        .max_pending_accept_reset_streams(PENDING_RESETS)
+        .keep_alive_interval(PING)
+        .keep_alive_timeout(PONG);
+    builder
+}
+
+/// Begins an HTTP/2 client on a connection.
+///
+/// # Errors
+/// The connection broke during the preface.
+pub async fn connect(conn: Conn) -> Result<Sender, Error> {
+    let (sender, connection) = client::Builder::new(LocalExecutor)
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(HEADER_LIST)
+        .keep_alive_interval(PING)
+        .keep_alive_timeout(PONG)
+        .handshake(TokioIo::new(conn))
+        .await
+        .map_err(lost)?;
+    tokio::task::spawn_local(async move {
+        // What ended it is told to every stream that was on it.
+        let _ = connection.await;
+    });
+    Ok(sender)
+}
+
+/// What a failed request means: the proofs that it was not processed are GOAWAY below its stream,
+/// REFUSED_STREAM, and that hyper never dispatched it.
+#[must_use]
+pub fn failure(error: hyper::Error) -> Error {
+    if error.is_canceled() {
+        return Error::NotDelivered;
+    }
+    let h2 = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<h2::Error>());
+    match h2 {
+        Some(h2) if h2.is_remote() && h2.is_go_away() => Error::NotDelivered,
+        Some(h2) if h2.is_remote() && h2.reason() == Some(h2::Reason::REFUSED_STREAM) => {
+            Error::NotDelivered
+        }
+        _ => lost(error),
+    }
+}
+
+fn lost(error: hyper::Error) -> Error {
+    Error::ConnectionLost(std::io::Error::other(error))
+}
+
+/// Takes the mesh's own fields out of what an application, or a peer without identity, sent.
+///
+/// # Errors
+/// There are too many fields.
+pub fn clean(headers: &mut HeaderMap) -> Result<(), Error> {
+    if headers.len() > HEADER_FIELDS {
+        return Err(Error::HeaderLimit("more than 100 fields"));
+    }
+    // `_` is folded to `-` by servers that make variables of fields.
+    let ours = |name: &HeaderName| {
+        let name = name.as_str().as_bytes();
+        name.len() >= header::PREFIX.len()
+            && name[..header::PREFIX.len()]
+                .iter()
+                .map(|byte| if *byte == b'_' { b'-' } else { *byte })
+                .eq(header::PREFIX.bytes())
+    };
+    if headers.keys().any(ours) {
+        let names: Vec<_> = headers.keys().filter(|name| ours(name)).cloned().collect();
+        for name in names {
+            headers.remove(name);
+        }
+    }
+    Ok(())
+}
+
+/// An answer of the proxy itself; a gRPC caller gets a status it can read.
+#[must_use]
+pub fn answer(
+    error: &Error,
+    direction: Direction,
+    grpc: bool,
+    not_delivered: bool,
+) -> Response<Bytes> {
+    let facts = error.reason().facts();
+    let message = error.to_string();
+    let (status, body) = if grpc {
+        (StatusCode::OK, Bytes::new())
+    } else {
+        let status = StatusCode::from_u16(facts.status).unwrap_or(StatusCode::BAD_GATEWAY);
+        (status, Bytes::from(format!("{message}\n")))
+    };
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::ERROR, HeaderValue::from_static(facts.name));
+    headers.insert(header::ERROR_PROXY, HeaderValue::from_static(direction.name()));
+    if not_delivered {
+        headers.insert(header::NOT_DELIVERED, HeaderValue::from_static(facts.name));
+    }
+    if grpc {
+        headers.insert("content-type", HeaderValue::from_static("application/grpc"));
+        headers.insert("grpc-status", HeaderValue::from(u16::from(facts.grpc as u8)));
+        if let Ok(message) = HeaderValue::from_str(&percent_encode(&message)) {
+            headers.insert("grpc-message", message);
+        }
+    } else {
+        headers.insert("content-type", HeaderValue::from_static("text/plain; charset=utf-8"));
+    }
+    response
+}
+
+/// As the gRPC over HTTP/2 specification asks of `grpc-message`.
+fn percent_encode(message: &str) -> String {
+    use std::fmt::Write;
+    let mut out = String::with_capacity(message.len());
+    for byte in message.bytes() {
+        match byte {
+            b' '..=b'~' if byte != b'%' => out.push(byte.into()),
+            _ => {
+                let _ = write!(out, "%{byte:02X}");
+            }
+        }
+    }
+    out
+}
+
+/// True for requests whose callers read `grpc-status`.
+#[must_use]
+pub fn is_grpc(headers: &HeaderMap) -> bool {
+    headers
+        .get("content-type")
+        .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// A request's body that can be sent again while it is small. Every attempt gets a handle of its
+/// own; only the latest reads on.
+#[derive(Clone)]
+pub struct Replay(Rc<RefCell<Source>>);
+
+struct Source {
+    inner: Incoming,
+    kept: Vec<Frame<Bytes>>,
+    kept_bytes: usize,
+    replayable: bool,
+    attempt: u32,
+}
+
+impl Replay {
+    /// Takes over a body of which nothing was read.
+    #[must_use]
+    pub fn new(inner: Incoming) -> Self {
+        Self(Rc::new(RefCell::new(Source {
+            inner,
+            kept: Vec::new(),
+            kept_bytes: 0,
+            replayable: true,
+            attempt: 0,
+        })))
+    }
+
+    /// The body from its first byte. Earlier handles end.
+    #[must_use]
+    pub fn handle(&self) -> RequestBody {
+        let mut source = self.0.borrow_mut();
+        source.attempt += 1;
+        RequestBody { source: self.0.clone(), attempt: source.attempt, next: 0 }
+    }
+
+    /// True while every byte that was read is kept.
+    #[must_use]
+    pub fn is_replayable(&self) -> bool {
+        self.0.borrow().replayable
+    }
+}
+
+impl Source {
+    fn keep(&mut self, frame: &Frame<Bytes>) {
+        let copy = match (frame.data_ref(), frame.trailers_ref()) {
+            (Some(data), _) => {
+                self.kept_bytes += data.len();
+                Frame::data(data.clone())
+            }
+            (None, Some(trailers)) => Frame::trailers(trailers.clone()),
+            (None, None) => return,
+        };
+        if self.kept_bytes > REPLAY_SIZE {
+            self.replayable = false;
+            self.kept = Vec::new();
+        } else if self.replayable {
+            self.kept.push(copy);
+        }
+    }
+}
+
+/// One attempt's view of a request's body.
+pub struct RequestBody {
+    source: Rc<RefCell<Source>>,
+    attempt: u32,
+    next: usize,
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let this = &mut *self;
+        let mut source = this.source.borrow_mut();
+        if source.attempt != this.attempt {
+            return Poll::Ready(None);
+        }
+        if let Some(kept) = source.kept.get(this.next) {
+            this.next += 1;
+            let frame = match (kept.data_ref(), kept.trailers_ref()) {
+                (Some(data), _) => Frame::data(data.clone()),
+                (None, trailers) => Frame::trailers(trailers.cloned().unwrap_or_default()),
+            };
+            return Poll::Ready(Some(Ok(frame)));
+        }
+        let frame = ready!(Pin::new(&mut source.inner).poll_frame(cx));
+        if let Some(Ok(frame)) = &frame {
+            source.keep(frame);
+            this.next = source.kept.len();
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let source = self.source.borrow();
+        self.next >= source.kept.len() && source.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let source = self.source.borrow();
+        if source.kept.is_empty() { source.inner.size_hint() } else { SizeHint::new() }
+    }
+}
+
+/// How a response ended, for whoever records it.
+pub struct ResponseEnd {
+    /// From the trailers, or the head of a trailers-only answer.
+    pub grpc_status: Option<u32>,
+    /// The response broke off, or the caller reset it.
+    pub reason: Option<Reason>,
+}
+
+/// A response's body that tells how it ended, exactly once: also when it is dropped half-read.
+pub struct ResponseBody<F: FnOnce(ResponseEnd)> {
+    inner: Inner,
+    grpc_status: Option<u32>,
+    on_end: Option<F>,
+}
+
+enum Inner {
+    Upstream(Incoming),
+    Local(Option<Bytes>),
+}
+
+impl<F: FnOnce(ResponseEnd)> ResponseBody<F> {
+    /// The application's.
+    pub fn upstream(inner: Incoming, headers: &HeaderMap, on_end: F) -> Self {
+        Self {
+            inner: Inner::Upstream(inner),
+            grpc_status: grpc_status(headers),
+            on_end: Some(on_end),
+        }
+    }
+
+    /// Ours.
+    pub fn local(body: Bytes, headers: &HeaderMap, on_end: F) -> Self {
+        let inner = Inner::Local((!body.is_empty()).then_some(body));
+        Self { inner, grpc_status: grpc_status(headers), on_end: Some(on_end) }
+    }
+
+    fn end(&mut self, reason: Option<Reason>) {
+        if let Some(on_end) = self.on_end.take() {
+            on_end(ResponseEnd { grpc_status: self.grpc_status, reason });
+        }
+    }
+}
+
+/// `grpc-status` of trailers or of a trailers-only head.
+fn grpc_status(headers: &HeaderMap) -> Option<u32> {
+    headers.get("grpc-status")?.to_str().ok()?.parse().ok()
+}
+
+impl<F: FnOnce(ResponseEnd) + Unpin> Body for ResponseBody<F> {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let this = &mut *self;
+        let frame = match &mut this.inner {
+            Inner::Upstream(incoming) => ready!(Pin::new(incoming).poll_frame(cx)),
+            Inner::Local(body) => body.take().map(|body| Ok(Frame::data(body))),
+        };
+        match &frame {
+            None => this.end(None),
+            Some(Err(_)) => this.end(Some(Reason::ConnectionLost)),
+            Some(Ok(frame)) => {
+                if let Some(trailers) = frame.trailers_ref() {
+                    this.grpc_status = grpc_status(trailers).or(this.grpc_status);
+                    this.end(None);
+                }
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.inner {
+            Inner::Upstream(incoming) => incoming.is_end_stream(),
+            Inner::Local(body) => body.is_none(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.inner {
+            Inner::Upstream(incoming) => incoming.size_hint(),
+            Inner::Local(body) => {
+                SizeHint::with_exact(body.as_ref().map_or(0, |body| body.len() as u64))
+            }
+        }
+    }
+}
+
+impl<F: FnOnce(ResponseEnd)> Drop for ResponseBody<F> {
+    fn drop(&mut self) {
+        // hyper drops a finished body without polling it once more.
+        self.end(None);
+    }
+}

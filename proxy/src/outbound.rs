@@ -1,0 +1,312 @@
+//! One connection from the application, top to bottom.
+//!
+//! ```text
+//! accept → original destination → Service, pod or nobody → declared or detected protocol
+//!        → Opaque: one endpoint, copy      Http1 | Http2: per request, see http1.rs and http2.rs
+//! ```
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use heddle_api::proto::v1;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::balance::{self, Outcome, Pick};
+use crate::detect::{self, Verdict};
+use crate::error::Error;
+use crate::listener::Accepted;
+use crate::metrics::{Detected, Direction, Ejection};
+use crate::pool;
+use crate::snapshot::{Backend, Destination, Endpoint, ServicePort};
+use crate::stream::{Conn, Stream};
+use crate::tcp;
+use crate::telemetry;
+use crate::tls::Alpn;
+use crate::worker::Worker;
+
+mod http1;
+mod http2;
+
+/// An address outside the mesh may be far away.
+const PASS_THROUGH_TIMEOUT: Duration = Duration::from_secs(10);
+/// A client that has begun to speak but cannot be told apart yet is waited for this long.
+const DETECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// A connection that must be refused is read for this long, to answer in the client's protocol.
+const REFUSE_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// A connection whose destination is known.
+pub(crate) struct Call {
+    /// Who dialled, in the pod.
+    peer: SocketAddr,
+    /// What was dialled.
+    original: SocketAddr,
+}
+
+/// What the proxy will make of a connection's bytes.
+enum Protocol {
+    Http1,
+    Http2,
+    /// Opaque, with a connection to the server's side if the race opened one.
+    Opaque(Option<(Arc<Endpoint>, Arc<Backend>, Conn)>),
+}
+
+/// Serves one connection until it ends.
+pub async fn serve(accepted: Accepted, worker: &Rc<Worker>) {
+    let Accepted { tcp, peer, original } = accepted;
+    let call = Call { peer, original };
+    let mut down = Conn::new(Stream::Tcp(tcp));
+    let port = match worker.find_destination(original).await {
+        Ok(Destination::Service(port) | Destination::Pod(port)) => port,
+        Ok(Destination::Unknown) => return pass_through(down, worker, original).await,
+        Err(error) => return refuse(down, worker, &error).await,
+    };
+    match protocol(&mut down, worker, &call, &port).await {
+        Ok(Protocol::Http1) => http1::serve(down, worker, &call).await,
+        Ok(Protocol::Http2) => http2::serve(down, worker, &call).await,
+        Ok(Protocol::Opaque(up)) => serve_opaque(down, worker, &call, &port, up).await,
+        Err(error) => refuse(down, worker, &error).await,
+    }
+}
+
+/// The declared protocol, checked against what is spoken; else the outcome of a race: whoever speaks
+/// first decides.
+async fn protocol(
+    down: &mut Conn,
+    worker: &Rc<Worker>,
+    call: &Call,
+    port: &Arc<ServicePort>,
+) -> Result<Protocol, Error> {
+    let (declared, want) = match port.protocol {
+        v1::Protocol::Tcp => return Ok(Protocol::Opaque(None)),
+        v1::Protocol::Unspecified => return race(down, worker, call, port).await,
+        v1::Protocol::Http1 => ("http", Verdict::Http1),
+        v1::Protocol::Http2 => ("h2c", Verdict::Http2),
+        v1::Protocol::Grpc => ("grpc", Verdict::Http2),
+    };
+    match client_speaks(down).await? {
+        Verdict::Http2 if want == Verdict::Http2 => Ok(Protocol::Http2),
+        // What is not HTTP/2 goes to the HTTP/1 codec where that is declared: its refusals say more.
+        Verdict::Http1 | Verdict::Opaque if want == Verdict::Http1 => Ok(Protocol::Http1),
+        Verdict::Http1 | Verdict::Http2 | Verdict::Tls | Verdict::Opaque | Verdict::NeedMore => {
+            Err(Error::ProtocolMismatch { declared })
+        }
+    }
+}
+
+/// Reads until the client's protocol is certain.
+async fn client_speaks(down: &mut Conn) -> Result<Verdict, Error> {
+    let mut begun = None;
+    loop {
+        match detect::client_first(&down.buf) {
+            Verdict::NeedMore => {}
+            verdict => return Ok(verdict),
+        }
+        let fill = down.fill();
+        let read = match begun {
+            None => fill.await,
+            Some(at) => match timeout_at(at + DETECT_TIMEOUT, fill).await {
+                Ok(read) => read,
+                Err(_) => return Ok(Verdict::Opaque),
+            },
+        };
+        match read {
+            Ok(0) if down.buf.is_empty() => {
+                return Err(Error::ConnectionLost(std::io::ErrorKind::UnexpectedEof.into()));
+            }
+            Ok(0) => return Ok(Verdict::Opaque),
+            Ok(_) => begun = begun.or_else(|| Some(Instant::now())),
+            Err(error) => return Err(Error::ConnectionLost(error)),
+        }
+    }
+}
+
+/// Detection without delay: a client that is silent for a grace of milliseconds may be waiting for
+/// the server, so the server's side is opened, too.
+async fn race(
+    down: &mut Conn,
+    worker: &Rc<Worker>,
+    call: &Call,
+    port: &Arc<ServicePort>,
+) -> Result<Protocol, Error> {
+    let grace = worker.detected.grace(call.original, worker.now());
+    if !down.buf.is_empty() || !grace.is_zero() {
+        match timeout(grace, down.fill()).await {
+            Ok(Ok(0)) => {
+                return Err(Error::ConnectionLost(std::io::ErrorKind::UnexpectedEof.into()));
+            }
+            Ok(Ok(_)) => return decide(down, worker, call, None).await,
+            Ok(Err(error)) => return Err(Error::ConnectionLost(error)),
+            Err(_) => {}
+        }
+    }
+    let (endpoint, backend, mut up) = connect_opaque(worker, call, port).await?;
+    tokio::select! {
+        biased;
+        read = down.fill() => match read {
+            Ok(0) => {
+                endpoint.state.finish(Outcome::Neutral, worker.now(), None, &[]);
+                Err(Error::ConnectionLost(std::io::ErrorKind::UnexpectedEof.into()))
+            }
+            Ok(_) => decide(down, worker, call, Some((endpoint, backend, up))).await,
+            Err(error) => {
+                endpoint.state.finish(Outcome::Neutral, worker.now(), None, &[]);
+                Err(Error::ConnectionLost(error))
+            }
+        },
+        // Whatever the server says first, or its end, goes to the client as it is.
+        _ = up.fill() => {
+            if detect::server_first(&up.buf) == detect::ServerVerdict::Opaque && !up.buf.is_empty() {
+                worker.detected.remember(call.original, worker.now());
+            }
+            worker.shared.metrics.detections.inc(Detected::ServerFirst);
+            Ok(Protocol::Opaque(Some((endpoint, backend, up))))
+        }
+    }
+}
+
+/// The client has spoken: what it speaks decides, and a connection that the race opened to the
+/// server's side is used only for opaque bytes.
+async fn decide(
+    down: &mut Conn,
+    worker: &Rc<Worker>,
+    call: &Call,
+    opened: Option<(Arc<Endpoint>, Arc<Backend>, Conn)>,
+) -> Result<Protocol, Error> {
+    worker.detected.forget(call.original);
+    let verdict = client_speaks(down).await?;
+    let (seen, protocol) = match verdict {
+        Verdict::Http1 => (Detected::Http1, Protocol::Http1),
+        Verdict::Http2 => (Detected::Http2, Protocol::Http2),
+        Verdict::Tls | Verdict::Opaque | Verdict::NeedMore => {
+            worker.shared.metrics.detections.inc(Detected::Opaque);
+            return Ok(Protocol::Opaque(opened));
+        }
+    };
+    worker.shared.metrics.detections.inc(seen);
+    if let Some((endpoint, _, _)) = opened {
+        endpoint.state.finish(Outcome::Neutral, worker.now(), None, &[]);
+    }
+    Ok(protocol)
+}
+
+/// Draws a backend and connects to one of its endpoints, moving on while nothing has been sent.
+async fn connect_opaque(
+    worker: &Rc<Worker>,
+    call: &Call,
+    port: &ServicePort,
+) -> Result<(Arc<Endpoint>, Arc<Backend>, Conn), Error> {
+    let backend = draw(worker, port);
+    let mut tried = Vec::new();
+    loop {
+        let Some(endpoint) = pick(worker, call, backend, &tried) else {
+            return Err(Error::NoEndpoints(backend.service.clone()));
+        };
+        endpoint.state.start();
+        let connected =
+            pool::connect(worker, endpoint, Alpn::Tcp, backend.policy.connect_timeout).await;
+        let error = match connected {
+            Ok(conn) => return Ok((endpoint.clone(), backend.clone(), conn)),
+            Err(error) => error,
+        };
+        finish(worker, endpoint, backend, outcome_of(&error));
+        let again = error.failure().is_some()
+            && tried.len() < heddle_policy::retry::DEFAULT_ATTEMPTS as usize
+            && backend.ready.len() > 1;
+        if !again {
+            return Err(error);
+        }
+        tried.push(endpoint.state.id);
+    }
+}
+
+async fn serve_opaque(
+    down: Conn,
+    worker: &Rc<Worker>,
+    call: &Call,
+    port: &Arc<ServicePort>,
+    opened: Option<(Arc<Endpoint>, Arc<Backend>, Conn)>,
+) {
+    let connected = match opened {
+        Some(opened) => Ok(opened),
+        None => connect_opaque(worker, call, port).await,
+    };
+    let (endpoint, backend, up) = match connected {
+        Ok(connected) => connected,
+        Err(error) => {
+            telemetry::connection_error(worker, Direction::Outbound, &error);
+            down.io.reset_on_drop();
+            return;
+        }
+    };
+    let record = telemetry::Connection::outbound(worker, port, &backend, &endpoint);
+    let idle = backend.policy.idle_timeout;
+    let transfer = tcp::forward(down, up, idle, std::future::pending()).await;
+    finish(worker, &endpoint, &backend, Outcome::Neutral);
+    record.end(&transfer);
+}
+
+/// A destination nobody in the mesh owns.
+async fn pass_through(down: Conn, worker: &Rc<Worker>, original: SocketAddr) {
+    let allowed = worker.snapshot().mesh.as_ref().is_some_and(|mesh| mesh.passthrough);
+    if !allowed {
+        return refuse(down, worker, &Error::PassthroughDenied(original)).await;
+    }
+    let up = match pool::dial(original, PASS_THROUGH_TIMEOUT).await {
+        Ok(tcp) => Conn::new(Stream::Tcp(tcp)),
+        Err(error) => {
+            telemetry::connection_error(worker, Direction::Outbound, &error);
+            down.io.reset_on_drop();
+            return;
+        }
+    };
+    let record = telemetry::Connection::pass_through(worker, original);
+    let transfer = tcp::forward(down, up, None, std::future::pending()).await;
+    record.end(&transfer);
+}
+
+/// Refuses a connection: with an answer when the client turns out to speak HTTP/1, else by a reset.
+async fn refuse(mut down: Conn, worker: &Rc<Worker>, error: &Error) {
+    telemetry::connection_error(worker, Direction::Outbound, error);
+    let verdict = timeout(REFUSE_TIMEOUT, client_speaks(&mut down)).await;
+    match verdict {
+        Ok(Ok(Verdict::Http1)) => http1::answer_and_close(down, error).await,
+        Ok(Ok(Verdict::Http2)) => http2::answer_and_close(down, worker, error).await,
+        _ => down.io.reset_on_drop(),
+    }
+}
+
+/// Draws the backend of one request or one opaque connection.
+fn draw<'a>(worker: &Worker, port: &'a ServicePort) -> &'a Arc<Backend> {
+    let index = port.split.as_ref().map_or(0, |split| split.draw(worker.random()));
+    &port.backends[index]
+}
+
+fn pick<'a>(
+    worker: &Worker,
+    call: &Call,
+    backend: &'a Backend,
+    tried: &[u64],
+) -> Option<&'a Arc<Endpoint>> {
+    let client = call.peer.ip();
+    balance::pick(backend, Pick { now: worker.now(), random: || worker.random(), tried, client })
+}
+
+fn finish(worker: &Worker, endpoint: &Endpoint, backend: &Backend, outcome: Outcome) {
+    let breaker = backend.policy.circuit_breaker.as_ref();
+    if endpoint.state.finish(outcome, worker.now(), breaker, &backend.ready) {
+        tracing::info!(endpoint = %endpoint.address, pod = %endpoint.pod, "endpoint ejected");
+        worker.shared.metrics.ejections.inc(Ejection::ConsecutiveFailures);
+    }
+}
+
+/// What a failed attempt says about its endpoint.
+fn outcome_of(error: &Error) -> Outcome {
+    use heddle_policy::retry::Failure;
+    match error.failure() {
+        Some(Failure::NotConnected | Failure::NotProcessed) => Outcome::Refused,
+        Some(Failure::Unknown | Failure::Status(_)) => Outcome::Failure,
+        None => Outcome::Neutral,
+    }
+}

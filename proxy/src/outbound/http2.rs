@@ -1,0 +1,338 @@
+//! HTTP/2 and gRPC from the application: per request draw → pick → send → retry → record once.
+
+use std::convert::Infallible;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use heddle_api::names::header;
+use heddle_policy::retry::{Attempted, Failure, Verdict, is_idempotent};
+use http::{HeaderMap, Method, Request, Response};
+use hyper::body::{Body, Incoming};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::{Call, draw, finish, outcome_of, pick};
+use crate::balance::Outcome;
+use crate::error::{Error, Reason};
+use crate::http2::{
+    Replay, ResponseBody, ResponseEnd, STREAMS, answer, clean, failure, is_grpc, server_builder,
+};
+use crate::metrics::{Direction, Retry};
+use crate::pool::streams::Lease;
+use crate::snapshot::{Backend, Destination, Endpoint, ServicePort};
+use crate::stream::Conn;
+use crate::telemetry::{self, RequestRecord};
+use crate::worker::Worker;
+
+/// Serves streams until the connection ends; a drain is announced with GOAWAY.
+pub(super) async fn serve(down: Conn, worker: &Rc<Worker>, call: &Call) {
+    let call = Rc::new(Call { peer: call.peer, original: call.original });
+    serve_with(down, worker, move |request, worker| respond(worker, call.clone(), request)).await;
+}
+
+/// Answers every request of a connection that is refused as a whole.
+pub(super) async fn answer_and_close(down: Conn, worker: &Rc<Worker>, error: &Error) {
+    let reason = error.reason();
+    let local = answer(error, Direction::Outbound, false, false);
+    let grpc = answer(error, Direction::Outbound, true, false);
+    serve_with(down, worker, move |request: Request<Incoming>, worker| {
+        let response = if is_grpc(request.headers()) { grpc.clone() } else { local.clone() };
+        worker.shared.metrics.error(Direction::Outbound, reason);
+        async move {
+            response.map(|body| ResponseBody::local(body, &HeaderMap::new(), |_: ResponseEnd| {}))
+        }
+    })
+    .await;
+}
+
+async fn serve_with<R, F, B>(down: Conn, worker: &Rc<Worker>, respond: R)
+where
+    R: Fn(Request<Incoming>, Rc<Worker>) -> F,
+    F: Future<Output = Response<B>> + 'static,
+    B: Body<Data = Bytes, Error = hyper::Error> + 'static,
+{
+    let service = service_fn(|request| {
+        let response = respond(request, worker.clone());
+        async move { Ok::<_, Infallible>(response.await) }
+    });
+    let connection = server_builder(STREAMS).serve_connection(TokioIo::new(down), service);
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = worker.shared.drain.draining() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "HTTP/2 connection from the application ended");
+    }
+}
+
+/// What the record of a request needs, whenever the response ends.
+struct Pending {
+    worker: Rc<Worker>,
+    call: Rc<Call>,
+    port: Option<Arc<ServicePort>>,
+    backend: Option<Arc<Backend>>,
+    endpoint: Option<InFlight>,
+    method: Method,
+    path: Box<str>,
+    status: u16,
+    reason: Option<Reason>,
+    started: Instant,
+}
+
+impl Pending {
+    fn record(self, end: &ResponseEnd) {
+        let reason = self.reason.or(end.reason);
+        if let (Some(port), Some(backend)) = (&self.port, &self.backend) {
+            telemetry::outbound_request(
+                &self.worker,
+                port,
+                backend,
+                &RequestRecord {
+                    method: self.method.as_str(),
+                    path: &self.path,
+                    peer: self.call.peer,
+                    endpoint: self.endpoint.as_ref().map(|in_flight| &*in_flight.endpoint),
+                    source: None,
+                    status: self.status,
+                    grpc_status: end.grpc_status,
+                    reason,
+                    duration: self.started.elapsed(),
+                },
+            );
+        } else if let Some(reason) = reason {
+            self.worker.shared.metrics.error(Direction::Outbound, reason);
+        }
+    }
+}
+
+/// Ends the endpoint's count of requests in flight when the response has ended, or the request was
+/// dropped.
+struct InFlight {
+    worker: Rc<Worker>,
+    endpoint: Arc<Endpoint>,
+    backend: Arc<Backend>,
+    outcome: Outcome,
+    /// The connection's room for this stream, given back when the response has ended.
+    lease: Option<Lease>,
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        finish(&self.worker, &self.endpoint, &self.backend, self.outcome);
+    }
+}
+
+async fn respond(
+    worker: Rc<Worker>,
+    call: Rc<Call>,
+    request: Request<Incoming>,
+) -> Response<ResponseBody<impl FnOnce(ResponseEnd) + Unpin>> {
+    let grpc = is_grpc(request.headers());
+    let mut pending = Box::new(Pending {
+        worker,
+        call,
+        port: None,
+        backend: None,
+        endpoint: None,
+        method: request.method().clone(),
+        path: request.uri().path().into(),
+        status: 0,
+        reason: None,
+        started: Instant::now(),
+    });
+    match send(&mut pending, request).await {
+        Ok(response) => {
+            pending.status = response.status().as_u16();
+            let (head, body) = response.into_parts();
+            let body =
+                ResponseBody::upstream(body, &head.headers, Recorder(pending).into_closure());
+            Response::from_parts(head, body)
+        }
+        Err(error) => {
+            let response = answer(&error, Direction::Outbound, grpc, false);
+            pending.status = response.status().as_u16();
+            pending.reason = Some(error.reason());
+            let (head, body) = response.into_parts();
+            let body = ResponseBody::local(body, &head.headers, Recorder(pending).into_closure());
+            Response::from_parts(head, body)
+        }
+    }
+}
+
+/// Gives both kinds of answer one closure type.
+struct Recorder(Box<Pending>);
+
+impl Recorder {
+    fn into_closure(self) -> impl FnOnce(ResponseEnd) + Unpin {
+        move |end| self.0.record(&end)
+    }
+}
+
+async fn send(
+    pending: &mut Pending,
+    mut request: Request<Incoming>,
+) -> Result<Response<Incoming>, Error> {
+    let worker = pending.worker.clone();
+    if request.method() == Method::CONNECT {
+        return Err(Error::UpgradeRefused("CONNECT over HTTP/2"));
+    }
+    clean(request.headers_mut())?;
+    // One view per request: a long connection follows every change.
+    let port = match worker.find_destination(pending.call.original).await? {
+        Destination::Service(port) | Destination::Pod(port) => port,
+        Destination::Unknown => return Err(Error::NoEndpoints("destination".into())),
+    };
+    let backend = draw(&worker, &port).clone();
+    pending.port = Some(port);
+    pending.backend = Some(backend.clone());
+    let deadline = backend.policy.request_timeout.map(|limit| pending.started + limit);
+    let attempts = attempts(pending, request, &backend);
+    match deadline {
+        None => attempts.await,
+        Some(by) => timeout_at(by, attempts).await.unwrap_or(Err(Error::RequestTimeout)),
+    }
+}
+
+/// Sends the request, to another endpoint as long as the policy allows.
+async fn attempts(
+    pending: &mut Pending,
+    request: Request<Incoming>,
+    backend: &Arc<Backend>,
+) -> Result<Response<Incoming>, Error> {
+    let worker = pending.worker.clone();
+    let (head, body) = request.into_parts();
+    let idempotent =
+        is_idempotent(head.method.as_str()) || head.headers.contains_key("idempotency-key");
+    let replay = Replay::new(body);
+    let mut tried = Vec::new();
+    backend.state.budget.request(worker.now());
+    loop {
+        let Some(endpoint) = pick(&worker, &pending.call, backend, &tried) else {
+            return Err(Error::NoEndpoints(backend.service.clone()));
+        };
+        endpoint.state.start();
+        let mut in_flight = InFlight {
+            worker: worker.clone(),
+            endpoint: endpoint.clone(),
+            backend: backend.clone(),
+            outcome: Outcome::Neutral,
+            lease: None,
+        };
+        let retries = u32::try_from(tried.len()).unwrap_or(u32::MAX);
+        let begun = Instant::now();
+        let request = Request::from_parts(head.clone(), replay.handle());
+        let attempt = attempt(&worker, backend, endpoint, request).await;
+        let attempted = Attempted { retries, idempotent, replayable: replay.is_replayable() };
+        let (error, failure) = match attempt {
+            Ok((response, lease)) => {
+                in_flight.lease = Some(lease);
+                let status = response.status().as_u16();
+                in_flight.outcome = if status >= 500 {
+                    Outcome::Failure
+                } else {
+                    Outcome::Success(begun.elapsed())
+                };
+                let failure = Failure::Status(status);
+                // The last attempt's answer goes to the client, whatever it is.
+                let Ok(()) = retry(&worker, backend, failure, attempted).await else {
+                    pending.reason = response
+                        .headers()
+                        .get(header::ERROR)
+                        .and_then(|value| Reason::parse(value.as_bytes()));
+                    pending.endpoint = Some(in_flight);
+                    return Ok(response);
+                };
+                tried.push(endpoint.state.id);
+                continue;
+            }
+            Err(error) => {
+                in_flight.outcome = outcome_of(&error);
+                let Some(failure) = error.failure() else { return Err(error) };
+                (error, failure)
+            }
+        };
+        drop(in_flight);
+        if retry(&worker, backend, failure, attempted).await.is_err() {
+            return Err(match retries {
+                0 => error,
+                _ => Error::RetriesExhausted(Box::new(error)),
+            });
+        }
+        tried.push(endpoint.state.id);
+    }
+}
+
+/// `Ok` when the attempt may be repeated, after the backoff.
+async fn retry(
+    worker: &Worker,
+    backend: &Backend,
+    failure: Failure,
+    attempted: Attempted,
+) -> Result<(), ()> {
+    let policy = &backend.policy;
+    let retries = &worker.shared.metrics.retries;
+    match policy.may_retry(failure, attempted) {
+        Verdict::No(refusal) => {
+            if !matches!(failure, Failure::Status(_)) {
+                retries.inc(refusal.into());
+            }
+            return Err(());
+        }
+        Verdict::Again => {}
+        Verdict::AgainWithinBudget => {
+            if !backend.state.budget.try_retry(policy.retries.budget, worker.now()) {
+                retries.inc(Retry::NoBudget);
+                return Err(());
+            }
+            if failure != Failure::NotProcessed {
+                sleep(policy.backoff(attempted.retries, worker.random_unit())).await;
+            }
+        }
+    }
+    retries.inc(Retry::Made);
+    Ok(())
+}
+
+/// One attempt at one endpoint.
+async fn attempt(
+    worker: &Rc<Worker>,
+    backend: &Backend,
+    endpoint: &Endpoint,
+    request: Request<crate::http2::RequestBody>,
+) -> Result<(Response<Incoming>, Lease), Error> {
+    let policy = &backend.policy;
+    let exchange = async {
+        let mut lease = worker.streams.take(worker, endpoint, policy.connect_timeout).await?;
+        lease.sender.ready().await.map_err(failure)?;
+        let response = lease.sender.send_request(request).await.map_err(failure)?;
+        Ok((response, lease))
+    };
+    let (mut response, lease) = match policy.per_try_timeout {
+        None => exchange.await?,
+        Some(limit) => timeout_at(Instant::now() + limit, exchange)
+            .await
+            .unwrap_or(Err(Error::PerTryTimeout))?,
+    };
+    let headers = response.headers_mut();
+    let mesh = endpoint.identity.is_some();
+    if mesh && headers.contains_key(header::NOT_DELIVERED) {
+        return Err(Error::NotDelivered);
+    }
+    // What the inbound proxy says of itself is passed on; what an application says is not.
+    let said = [header::ERROR, header::ERROR_PROXY].map(|name| (name, headers.get(name).cloned()));
+    clean(headers)?;
+    if mesh {
+        for (name, value) in said {
+            if let Some(value) = value {
+                headers.insert(name, value);
+            }
+        }
+    }
+    Ok((response, lease))
+}

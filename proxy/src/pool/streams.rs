@@ -1,0 +1,104 @@
+//! HTTP/2 connections to endpoints, shared by the requests of one data thread.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+use super::{IDLE, connect};
+use crate::error::Error;
+use crate::http2::{self, STREAMS, Sender};
+use crate::snapshot::Endpoint;
+use crate::tls::Alpn;
+use crate::worker::Worker;
+
+/// A connection to the same endpoint is added when this many streams are on each there is; below the
+/// peer's own limit, so that nothing queues behind it.
+const STREAMS_BEFORE_NEXT: usize = STREAMS as usize * 4 / 5;
+
+type Shelf = Rc<Mutex<Vec<Kept>>>;
+
+/// HTTP/2 connections of one data thread, by endpoint.
+#[derive(Default)]
+pub struct Streams {
+    by_endpoint: RefCell<HashMap<u64, Shelf, foldhash::fast::RandomState>>,
+}
+
+struct Kept {
+    sender: Sender,
+    load: Rc<Load>,
+}
+
+/// How busy a connection is.
+struct Load {
+    streams: Cell<usize>,
+    /// When the last stream ended.
+    quiet_since: Cell<Instant>,
+}
+
+/// One stream's hold on a connection.
+pub struct Lease {
+    /// Sends on it.
+    pub sender: Sender,
+    load: Rc<Load>,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.load.streams.set(self.load.streams.get() - 1);
+        self.load.quiet_since.set(Instant::now());
+    }
+}
+
+impl Kept {
+    fn lease(&self) -> Lease {
+        self.load.streams.set(self.load.streams.get() + 1);
+        Lease { sender: self.sender.clone(), load: self.load.clone() }
+    }
+
+    fn is_worth_keeping(&self) -> bool {
+        let idle = self.load.streams.get() == 0 && self.load.quiet_since.get().elapsed() > IDLE;
+        !idle && !self.sender.is_closed()
+    }
+}
+
+impl Streams {
+    /// A connection with room for one more stream, made if there is none. Waiting callers share the
+    /// one being made.
+    ///
+    /// # Errors
+    /// As [`connect`]'s: no byte of the application has left.
+    pub async fn take(
+        &self,
+        worker: &Rc<Worker>,
+        endpoint: &Endpoint,
+        connect_timeout: Duration,
+    ) -> Result<Lease, Error> {
+        let shelf = self.by_endpoint.borrow_mut().entry(endpoint.state.id).or_default().clone();
+        let mut shelf = shelf.lock().await;
+        shelf.retain(|kept| !kept.sender.is_closed());
+        if let Some(kept) = shelf.iter().find(|kept| kept.load.streams.get() < STREAMS_BEFORE_NEXT)
+        {
+            return Ok(kept.lease());
+        }
+        let conn = connect(worker, endpoint, Alpn::Http2, connect_timeout).await?;
+        let sender = http2::connect(conn).await?;
+        let load = Load { streams: Cell::new(0), quiet_since: Cell::new(Instant::now()) };
+        let kept = Kept { sender, load: Rc::new(load) };
+        let lease = kept.lease();
+        shelf.push(kept);
+        Ok(lease)
+    }
+
+    /// Forgets connections that have ended, and closes those that carry nothing.
+    pub fn sweep(&self) {
+        self.by_endpoint.borrow_mut().retain(|_, shelf| {
+            let Ok(mut shelf) = shelf.try_lock() else { return true };
+            shelf.retain(Kept::is_worth_keeping);
+            !shelf.is_empty()
+        });
+    }
+}

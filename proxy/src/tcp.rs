@@ -1,0 +1,150 @@
+//! Opaque bytes, both ways: counts, half-close, idle timeout, resets passed on as resets.
+
+use std::cell::Cell;
+use std::io;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::{Instant, sleep_until};
+
+use crate::stream::Conn;
+
+/// First read buffer of a direction.
+const FIRST_BUFFER: usize = 8 * 1024;
+/// Buffer of a direction that keeps its first one full: bulk data.
+const BULK_BUFFER: usize = 128 * 1024;
+
+/// How a forwarded connection ended.
+#[derive(Debug)]
+pub struct Transfer {
+    /// Bytes from the initiator.
+    pub sent: u64,
+    /// Bytes to the initiator.
+    pub received: u64,
+    /// `Ok` when both sides closed in order.
+    pub end: Result<(), Cut>,
+}
+
+/// What cut a connection.
+#[derive(Debug)]
+pub enum Cut {
+    /// One of the sides broke.
+    Broken(io::Error),
+    /// Nothing moved for too long.
+    Idle,
+    /// The proxy is at the end of its drain, or the caller's right was withdrawn.
+    Ordered,
+}
+
+/// Forwards until both sides have closed, one breaks, nothing moves for `idle`, or `stop` resolves.
+/// What cut the connection is passed on to both sides as a reset, so that neither takes a cut stream
+/// for a whole one.
+pub async fn forward(
+    mut down: Conn,
+    mut up: Conn,
+    idle: Option<Duration>,
+    stop: impl Future<Output = ()>,
+) -> Transfer {
+    let (sent, received) = (Cell::new(0), Cell::new(0));
+    let moved = Cell::new(Instant::now());
+    let end = {
+        let (down_read, down_write) = tokio::io::split(&mut down.io);
+        let (up_read, up_write) = tokio::io::split(&mut up.io);
+        let there = copy(down_read, std::mem::take(&mut down.buf), up_write, &sent, &moved);
+        let back = copy(up_read, std::mem::take(&mut up.buf), down_write, &received, &moved);
+        tokio::select! {
+            both = async { tokio::try_join!(there, back) } => {
+                both.map(|_| ()).map_err(Cut::Broken)
+            }
+            () = unmoved(&moved, idle) => Err(Cut::Idle),
+            () = stop => Err(Cut::Ordered),
+        }
+    };
+    if end.is_err() {
+        down.io.reset_on_drop();
+        up.io.reset_on_drop();
+    }
+    Transfer { sent: sent.get(), received: received.get(), end }
+}
+
+/// Resolves once nothing has moved for `idle`.
+async fn unmoved(moved: &Cell<Instant>, idle: Option<Duration>) {
+    let Some(idle) = idle else { return std::future::pending().await };
+    loop {
+        let due = moved.get() + idle;
+        if due <= Instant::now() {
+            return;
+        }
+        sleep_until(due).await;
+    }
+}
+
+async fn copy(
+    mut from: impl AsyncRead + Unpin,
+    mut buf: BytesMut,
+    mut to: impl AsyncWrite + Unpin,
+    count: &Cell<u64>,
+    moved: &Cell<Instant>,
+) -> io::Result<()> {
+    let mut size = FIRST_BUFFER;
+    loop {
+        if !buf.is_empty() {
+            to.write_all(&buf).await?;
+            to.flush().await?;
+            count.set(count.get() + buf.len() as u64);
+            moved.set(Instant::now());
+            if buf.len() >= size {
+                size = BULK_BUFFER;
+            }
+            buf.clear();
+        }
+        buf.reserve(size);
+        if from.read_buf(&mut buf).await? == 0 {
+            return to.shutdown().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::duplex;
+
+    use super::*;
+    use crate::stream::Stream;
+
+    fn pair() -> (tokio::io::DuplexStream, Conn) {
+        let (near, far) = duplex(1024);
+        (near, Conn::new(Stream::Local(far)))
+    }
+
+    #[tokio::test]
+    async fn one_side_may_go_on_after_the_other_has_closed() {
+        let ((mut client, down), (mut server, mut up)) = (pair(), pair());
+        up.buf.extend_from_slice(b"greeting ");
+        let forward = forward(down, up, None, std::future::pending());
+        let talk = async {
+            client.write_all(b"question").await.unwrap();
+            client.shutdown().await.unwrap();
+            let mut asked = String::new();
+            server.read_to_string(&mut asked).await.unwrap();
+            server.write_all(b"answer").await.unwrap();
+            drop(server);
+            let mut got = String::new();
+            client.read_to_string(&mut got).await.unwrap();
+            (asked, got)
+        };
+        let (transfer, (asked, got)) = tokio::join!(forward, talk);
+        assert_eq!((asked.as_str(), got.as_str()), ("question", "greeting answer"));
+        assert_eq!((transfer.sent, transfer.received), (8, 15));
+        assert!(transfer.end.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_idle_connection_is_cut() {
+        let ((_client, down), (_server, up)) = (pair(), pair());
+        let transfer =
+            forward(down, up, Some(Duration::from_secs(60)), std::future::pending()).await;
+        assert!(matches!(transfer.end, Err(Cut::Idle)));
+    }
+}
