@@ -129,6 +129,7 @@ pub enum End {
 }
 
 /// A response that was forwarded whole.
+#[derive(Clone, Copy)]
 pub struct Complete {
     /// As sent to the client.
     pub status: u16,
@@ -205,18 +206,12 @@ pub async fn exchange(
         let pump = pump(&mut down_read, &mut down.buf, request, &mut up_write);
         both(respond, pump).await
     };
-    match end {
-        End::Complete(complete) => End::Complete(Complete {
-            // A request that was not taken whole leaves bytes that would be read as the next one.
-            upstream_reusable: complete.upstream_reusable
-                && sent.is_ok()
-                && request.is_complete()
-                && up.conn.buf.is_empty(),
-            client_reusable: complete.client_reusable && request.is_complete(),
-            ..complete
-        }),
-        other => other,
-    }
+    let End::Complete(mut complete) = end else { return end };
+    // A request that was not taken whole leaves bytes that would be read as the next one.
+    let taken = request.is_complete();
+    complete.client_reusable &= taken;
+    complete.upstream_reusable &= taken && sent.is_ok() && up.conn.buf.is_empty();
+    End::Complete(complete)
 }
 
 /// Runs both directions until the response has ended.

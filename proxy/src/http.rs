@@ -57,9 +57,11 @@ pub struct Answer {
 
 /// Answers an HTTP/1 request in place of the application.
 pub async fn answer(down: &mut Conn, error: &Error, answer: Answer) {
-    let (status, reason) = match error {
-        Error::MalformedRequest(refusal) => (refusal.status(), refusal.reason()),
-        other => (other.reason().facts().status, other.reason().name()),
+    let facts = error.reason().facts();
+    let (status, reason) = if let Error::MalformedRequest(refusal) = error {
+        (refusal.status(), refusal.reason())
+    } else {
+        (facts.status, facts.name)
     };
     let message = error.to_string();
     let not_delivered = NewField::new(header::NOT_DELIVERED, reason.as_bytes());

@@ -68,7 +68,7 @@ pub async fn serve(accepted: Accepted, worker: &Rc<Worker>) {
         Ok(_) | Err(_) => HANDSHAKE_TIMEOUT,
     };
     match sniff(&mut conn, grace).await {
-        Sniffed::Mesh(hello) => match handshake(conn, hello, worker).await {
+        Sniffed::Mesh(hello) => match handshake(conn, *hello, worker).await {
             Ok((conn, source, alpn)) => {
                 let call = Call { peer, local: original, source: Some(source) };
                 serve_mesh(conn, worker, &call, alpn).await;
@@ -106,7 +106,7 @@ pub fn serve_own(worker: &Rc<Worker>, local: SocketAddr, alpn: Alpn) -> Result<S
 /// What a connection begins with.
 enum Sniffed {
     /// A ClientHello that offers a protocol of the mesh.
-    Mesh(ClientHello),
+    Mesh(Box<ClientHello>),
     /// Anything else, TLS of somebody else included; or nothing for as long as was waited.
     Plain,
     Gone,
@@ -128,7 +128,9 @@ async fn sniff(conn: &mut Conn, grace: Duration) -> Sniffed {
             }
             match acceptor.accept() {
                 Ok(None) => {}
-                Ok(Some(accepted)) if offers_mesh(&accepted) => return Sniffed::Mesh(accepted),
+                Ok(Some(accepted)) if offers_mesh(&accepted) => {
+                    return Sniffed::Mesh(Box::new(accepted));
+                }
                 Ok(Some(_)) | Err(_) => return Sniffed::Plain,
             }
         }
@@ -196,17 +198,14 @@ async fn serve_mesh(mut conn: Conn, worker: &Rc<Worker>, call: &Call, alpn: Alpn
         let _ = hop::send_preface(&mut conn.io, status).await;
         return http::linger(&mut conn).await;
     }
+    // An opaque connection hears only after the application has been dialled.
+    if alpn != Alpn::Tcp && hop::send_preface(&mut conn.io, Status::Ready).await.is_err() {
+        return;
+    }
     match alpn {
         Alpn::Tcp => serve_opaque(conn, worker, call).await,
-        Alpn::Http1 | Alpn::Http2 => {
-            if hop::send_preface(&mut conn.io, Status::Ready).await.is_err() {
-                return;
-            }
-            match alpn {
-                Alpn::Http1 => http1::serve(conn, worker, call).await,
-                _ => http2::serve(conn, worker, call).await,
-            }
-        }
+        Alpn::Http1 => http1::serve(conn, worker, call).await,
+        Alpn::Http2 => http2::serve(conn, worker, call).await,
     }
 }
 
@@ -268,9 +267,9 @@ async fn race(mut conn: Conn, worker: &Rc<Worker>, call: &Call, policy: &Inbound
 /// Judges what the sniffing has read so far, waiting only for a caller that is in the middle of it.
 async fn caller_speaks(conn: &mut Conn) -> Option<Verdict> {
     loop {
-        match detect::client_first(&conn.buf) {
-            Verdict::NeedMore if !conn.buf.is_empty() => {}
-            verdict => return Some(verdict),
+        let verdict = detect::client_first(&conn.buf);
+        if verdict != Verdict::NeedMore || conn.buf.is_empty() {
+            return Some(verdict);
         }
         match timeout(DETECT_TIMEOUT, conn.fill()).await {
             Ok(Ok(n)) if n > 0 => {}
@@ -372,12 +371,15 @@ fn check(decision: Decision) -> Result<(), Error> {
 
 /// What outbound is told.
 fn refusal_status(error: &Error) -> Status {
-    match error.reason() {
-        Reason::AuthorizationDenied | Reason::PlaintextRefused | Reason::LoopRefused => {
-            Status::Denied
-        }
-        Reason::ConnectFailed | Reason::ConnectTimeout => Status::Unreachable,
-        Reason::Overload => Status::Overload,
-        _ => Status::Unavailable,
+    let reason = error.reason();
+    if matches!(
+        reason,
+        Reason::AuthorizationDenied | Reason::PlaintextRefused | Reason::LoopRefused
+    ) {
+        Status::Denied
+    } else if matches!(reason, Reason::ConnectFailed | Reason::ConnectTimeout) {
+        Status::Unreachable
+    } else {
+        Status::Unavailable
     }
 }

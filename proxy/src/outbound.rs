@@ -99,9 +99,9 @@ async fn protocol(
 async fn client_speaks(down: &mut Conn) -> Result<Verdict, Error> {
     let mut begun = None;
     loop {
-        match detect::client_first(&down.buf) {
-            Verdict::NeedMore => {}
-            verdict => return Ok(verdict),
+        let verdict = detect::client_first(&down.buf);
+        if verdict != Verdict::NeedMore {
+            return Ok(verdict);
         }
         let fill = down.fill();
         let read = match begun {
