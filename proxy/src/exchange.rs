@@ -102,6 +102,20 @@ pub enum Judgement {
     Abandon,
 }
 
+/// How long a response is waited for.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// For its final head.
+    pub head_by: Option<Instant>,
+    /// For its next byte.
+    pub idle: Option<Duration>,
+}
+
+impl Patience {
+    /// For ever: the other side of the hop decides.
+    pub const ENDLESS: Self = Self { head_by: None, idle: None };
+}
+
 /// How an exchange ended.
 pub enum End {
     /// The final response went to the client, whole.
@@ -176,12 +190,12 @@ pub enum ReadError {
 }
 
 /// Sends `request` and brings its response back. `judge` sees every response head, interim ones
-/// included, and writes what the client gets of it. `head_by` bounds the wait for the final head.
+/// included, and writes what the client gets of it.
 pub async fn exchange(
     down: &mut Conn,
     up: &mut Upstream,
     request: &mut Outgoing,
-    head_by: Option<Instant>,
+    patience: Patience,
     judge: impl FnMut(&ResponseHead, &[u8], &mut BytesMut) -> Judgement,
 ) -> End {
     let facts = request.facts;
@@ -196,12 +210,12 @@ pub async fn exchange(
     let whole = request.is_complete() || sent.is_err();
     let head = &mut up.head;
     let end = if whole {
-        let respond = Respond { facts, mesh: up.mesh, head_by, judge };
+        let respond = Respond { facts, mesh: up.mesh, patience, judge };
         respond.run(&mut up.conn.io, &mut up.conn.buf, head, &mut down.io).await
     } else {
         let (mut down_read, mut down_write) = tokio::io::split(&mut down.io);
         let (mut up_read, mut up_write) = tokio::io::split(&mut up.conn.io);
-        let respond = Respond { facts, mesh: up.mesh, head_by, judge };
+        let respond = Respond { facts, mesh: up.mesh, patience, judge };
         let respond = respond.run(&mut up_read, &mut up.conn.buf, head, &mut down_write);
         let pump = pump(&mut down_read, &mut down.buf, request, &mut up_write);
         both(respond, pump).await
@@ -274,7 +288,7 @@ async fn pump(
 struct Respond<J> {
     facts: RequestFacts,
     mesh: bool,
-    head_by: Option<Instant>,
+    patience: Patience,
     judge: J,
 }
 
@@ -290,9 +304,12 @@ impl<J: FnMut(&ResponseHead, &[u8], &mut BytesMut) -> Judgement> Respond<J> {
         let mut interim = 0;
         loop {
             let read = read_response_head(up, buf, head, self.facts, self.mesh);
-            let read = match self.head_by {
+            let Patience { head_by, idle } = self.patience;
+            let late = head_by.map(|by| (by, Error::PerTryTimeout));
+            let silent = idle.map(|idle| (Instant::now() + idle, Error::IdleTimeout));
+            let read = match earlier(late, silent) {
                 None => read.await,
-                Some(by) => timeout_at(by, read).await.unwrap_or(Err(Error::PerTryTimeout)),
+                Some((by, error)) => timeout_at(by, read).await.unwrap_or(Err(error)),
             };
             let n = match read {
                 Ok(n) => n,
@@ -319,8 +336,16 @@ impl<J: FnMut(&ResponseHead, &[u8], &mut BytesMut) -> Judgement> Respond<J> {
                 let sent = send(down, &out).await;
                 return sent.map_or(End::ClientGone, |()| End::Switched { status: head.status() });
             }
-            return relay_body(up, buf, head, down, out, delivery, head_at).await;
+            let relay = Relay { delivery, head_at, idle };
+            return relay.run(up, buf, head, down, out).await;
         }
+    }
+}
+
+fn earlier(a: Option<(Instant, Error)>, b: Option<(Instant, Error)>) -> Option<(Instant, Error)> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(if a.0 <= b.0 { a } else { b }),
+        (a, b) => a.or(b),
     }
 }
 
@@ -348,70 +373,111 @@ async fn read_response_head(
     }
 }
 
-/// Forwards a final response's head (in `out`) and body.
-async fn relay_body(
-    up: &mut (impl AsyncRead + Unpin),
-    buf: &mut BytesMut,
-    head: &ResponseHead,
-    down: &mut (impl AsyncWrite + Unpin),
-    mut out: BytesMut,
+/// How a final response is forwarded.
+struct Relay {
     delivery: Delivery,
     head_at: Instant,
-) -> End {
-    let status = head.status();
-    let mut decoder = BodyDecoder::new(head.framing(), &LIMITS);
-    let mut body_bytes = 0;
-    loop {
-        if !buf.is_empty() && !decoder.is_done() {
-            let raw = match transform(&mut decoder, buf, delivery.body, &mut out) {
-                Ok(raw) => raw,
-                Err(refusal) => {
-                    let error = Error::ResponseMalformed(refusal.into());
-                    return End::Broken { status, error };
+    idle: Option<Duration>,
+}
+
+impl Relay {
+    /// Forwards the head (in `out`) and the body.
+    async fn run(
+        self,
+        up: &mut (impl AsyncRead + Unpin),
+        buf: &mut BytesMut,
+        head: &ResponseHead,
+        down: &mut (impl AsyncWrite + Unpin),
+        mut out: BytesMut,
+    ) -> End {
+        let status = head.status();
+        let mut decoder = BodyDecoder::new(head.framing(), &LIMITS);
+        let mut body_bytes = 0;
+        loop {
+            if !buf.is_empty() && !decoder.is_done() {
+                match self.relay(&mut decoder, buf, &mut out, down).await {
+                    Ok(raw) => body_bytes += raw as u64,
+                    Err(Cut::ClientGone) => return End::ClientGone,
+                    Err(Cut::Malformed(refusal)) => {
+                        return End::Broken {
+                            status,
+                            error: Error::ResponseMalformed(refusal.into()),
+                        };
+                    }
                 }
-            };
-            body_bytes += raw as u64;
-            if delivery.body == BodyDelivery::Verbatim && raw > COALESCE_SIZE {
-                if (!out.is_empty() && send(down, &out).await.is_err())
-                    || send(down, &buf[..raw]).await.is_err()
-                {
+            }
+            let done = decoder.is_done();
+            if done && self.delivery.body == BodyDelivery::Rechunk {
+                out.extend_from_slice(LAST_CHUNK);
+            }
+            if !out.is_empty() {
+                if send(down, &out).await.is_err() {
                     return End::ClientGone;
                 }
                 out.clear();
-            } else if delivery.body == BodyDelivery::Verbatim {
+            }
+            if done {
+                return End::Complete(Complete {
+                    status,
+                    body_bytes,
+                    head_at: self.head_at,
+                    upstream_reusable: head.keep_alive(),
+                    client_reusable: !self.delivery.close,
+                });
+            }
+            match self.fill(up, buf).await {
+                Ok(0) if decoder.finish_at_eof().is_ok() => {}
+                Ok(0) => {
+                    let error = Error::ConnectionLost(io::ErrorKind::UnexpectedEof.into());
+                    return End::Broken { status, error };
+                }
+                Ok(_) => {}
+                Err(error) => return End::Broken { status, error },
+            }
+        }
+    }
+
+    async fn fill(
+        &self,
+        up: &mut (impl AsyncRead + Unpin),
+        buf: &mut BytesMut,
+    ) -> Result<usize, Error> {
+        let read = fill(up, buf);
+        let read = match self.idle {
+            None => read.await,
+            Some(idle) => timeout(idle, read).await.map_err(|_| Error::IdleTimeout)?,
+        };
+        read.map_err(Error::ConnectionLost)
+    }
+
+    /// Forwards the body's next bytes: small ones by way of `out`, behind what is there already.
+    async fn relay(
+        &self,
+        decoder: &mut BodyDecoder,
+        buf: &mut BytesMut,
+        out: &mut BytesMut,
+        down: &mut (impl AsyncWrite + Unpin),
+    ) -> Result<usize, Cut> {
+        let raw = transform(decoder, buf, self.delivery.body, out).map_err(Cut::Malformed)?;
+        if self.delivery.body == BodyDelivery::Verbatim {
+            if raw > COALESCE_SIZE {
+                if !out.is_empty() {
+                    send(down, out).await.map_err(|_| Cut::ClientGone)?;
+                    out.clear();
+                }
+                send(down, &buf[..raw]).await.map_err(|_| Cut::ClientGone)?;
+            } else {
                 out.extend_from_slice(&buf[..raw]);
             }
-            buf.advance(raw);
         }
-        let done = decoder.is_done();
-        if done && delivery.body == BodyDelivery::Rechunk {
-            out.extend_from_slice(LAST_CHUNK);
-        }
-        if !out.is_empty() {
-            if send(down, &out).await.is_err() {
-                return End::ClientGone;
-            }
-            out.clear();
-        }
-        if done {
-            let upstream_reusable = head.keep_alive();
-            let client_reusable = !delivery.close;
-            return End::Complete(Complete {
-                status,
-                body_bytes,
-                head_at,
-                upstream_reusable,
-                client_reusable,
-            });
-        }
-        let error = match fill(up, buf).await {
-            Ok(0) if decoder.finish_at_eof().is_ok() => continue,
-            Ok(0) => io::ErrorKind::UnexpectedEof.into(),
-            Ok(_) => continue,
-            Err(error) => error,
-        };
-        return End::Broken { status, error: Error::ConnectionLost(error) };
+        buf.advance(raw);
+        Ok(raw)
     }
+}
+
+enum Cut {
+    ClientGone,
+    Malformed(Refusal),
 }
 
 /// Judges the next body bytes; forms other than `Verbatim` are written to `out`.

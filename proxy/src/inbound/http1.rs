@@ -12,7 +12,9 @@ use tokio::time::{Duration, Instant, timeout};
 
 use super::{Call, DIAL_TIMEOUT, check, receive};
 use crate::error::{Error, Reason};
-use crate::exchange::{End, Judgement, Outgoing, ReadError, Upstream, exchange, read_request_head};
+use crate::exchange::{
+    End, Judgement, Outgoing, Patience, ReadError, Upstream, exchange, read_request_head,
+};
 use crate::hop;
 use crate::http::{Answer, HEAD_TIMEOUT, answer, linger};
 use crate::http1::{
@@ -186,7 +188,7 @@ impl Request<'_> {
             let judge = |head: &ResponseHead, buf: &[u8], out: &mut BytesMut| {
                 Judgement::Forward(self.write_response(head, buf, out))
             };
-            let end = exchange(down, app, request, None, judge).await;
+            let end = exchange(down, app, request, Patience::ENDLESS, judge).await;
             // The application closed a kept connection just as it was used again; no byte of an
             // answer came, and what is idempotent may be repeated (RFC 9112, 9.3.1).
             let stale = reused && self.facts.idempotent && request.replayable;

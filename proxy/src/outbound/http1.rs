@@ -12,7 +12,7 @@ use super::{Call, draw, finish, outcome_of, pick};
 use crate::balance::Outcome;
 use crate::error::{Error, Reason};
 use crate::exchange::{
-    Complete, End, Judgement, Outgoing, ReadError, Upstream, exchange, read_request_head,
+    Complete, End, Judgement, Outgoing, Patience, ReadError, Upstream, exchange, read_request_head,
 };
 use crate::http::{Answer, HEAD_TIMEOUT, KEEP_ALIVE, answer, linger};
 use crate::http1::{
@@ -267,7 +267,11 @@ impl Request<'_> {
     ) -> Result<(Ended, Outcome), Attempt> {
         let begun = Instant::now();
         let policy = &backend.policy;
-        let head_by = policy.per_try_timeout.map(|limit| begun + limit);
+        let patience = Patience {
+            head_by: policy.per_try_timeout.map(|limit| begun + limit),
+            // The built-in hour is for opaque connections; a request waits as long as its client.
+            idle: policy.source.as_ref().and(policy.idle_timeout),
+        };
         let mut up = self.upstream(backend, endpoint).await.map_err(Attempt::Error)?;
         let reused = up.reused;
         let mesh = endpoint.identity.is_some();
@@ -293,7 +297,7 @@ impl Request<'_> {
                 .flatten();
             Judgement::Forward(self.write_response(head, buf, mesh, out))
         };
-        let end = exchange(down, &mut up, request, head_by, judge).await;
+        let end = exchange(down, &mut up, request, patience, judge).await;
         match end {
             End::Complete(complete) => Ok(self.completed(complete, reported, begun, up, endpoint)),
             End::Switched { status } => {
