@@ -1,0 +1,162 @@
+//! Every metric family of the control plane, registered once. Label values come from closed sets.
+
+use heddle_runtime::process::Process;
+use prometheus::{
+    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
+
+/// Handles to the families. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    pub streams_open: IntGauge,
+    pub streams_ended: IntCounterVec,
+    pub updates_sent: IntCounter,
+    pub update_bytes: IntCounter,
+    pub push_latency: Histogram,
+    pub queue_cuts: IntCounter,
+    pub oversized: IntCounter,
+    pub rejections: IntCounterVec,
+    pub connections_refused: IntCounterVec,
+    pub authentication_refused: IntCounterVec,
+    pub certificates_issued: IntCounter,
+    pub issuance_refused: IntCounterVec,
+    pub certificate_expiry: IntGaugeVec,
+    pub resources: IntGaugeVec,
+    pub issues: IntGauge,
+    pub source_errors: IntCounterVec,
+    pub version: IntGaugeVec,
+    pub version_write_failures: IntCounter,
+}
+
+impl Metrics {
+    /// Makes every family and registers it.
+    ///
+    /// # Errors
+    /// When a name is taken in `registry`.
+    pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        Process::register(registry)?;
+        let families = Families { registry };
+        let build = families.gauges("build_info", "Always 1.", &["version"])?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        Ok(Self {
+            streams_open: families.gauge("streams_open", "Discovery streams open.")?,
+            streams_ended: families.counters(
+                "streams_ended_total",
+                "Discovery streams ended.",
+                &["reason"],
+            )?,
+            updates_sent: families.counter("updates_sent_total", "Update messages sent.")?,
+            update_bytes: families
+                .counter("update_bytes_total", "Bytes of resource bodies sent.")?,
+            push_latency: families.push_latency()?,
+            queue_cuts: families
+                .counter("queue_cuts_total", "Subscribers cut because they did not read.")?,
+            oversized: families.counter(
+                "oversized_resources_total",
+                "Resources not sent because no message holds them.",
+            )?,
+            rejections: families.counters(
+                "rejections_total",
+                "Resources that a proxy rejected.",
+                &["type", "reason"],
+            )?,
+            connections_refused: families.counters(
+                "connections_refused_total",
+                "Connections that did not get as far as a request.",
+                &["reason"],
+            )?,
+            authentication_refused: register_authentication_refused(registry)?,
+            certificates_issued: families
+                .counter("certificates_issued_total", "Certificates issued to workloads.")?,
+            issuance_refused: families.counters(
+                "issuance_refused_total",
+                "Certificates asked for and not issued.",
+                &["reason"],
+            )?,
+            certificate_expiry: families.gauges(
+                "certificate_expiry_timestamp_seconds",
+                "End of life of the earliest certificate of its kind.",
+                &["certificate"],
+            )?,
+            resources: families.gauges("resources", "Compiled resources.", &["type"])?,
+            issues: families.gauge("issues", "Objects refused, or only partly in force.")?,
+            source_errors: families.counters(
+                "source_errors_total",
+                "Readings of a source that failed; what it said before holds.",
+                &["source"],
+            )?,
+            version: families.gauges("version", "Version that is served.", &["part"])?,
+            version_write_failures: families.counter(
+                "version_write_failures_total",
+                "Times the version could not be kept on disk.",
+            )?,
+        })
+    }
+}
+
+/// Shared by every part that authenticates, whatever the daemon, hence without the daemon's name.
+fn register_authentication_refused(
+    registry: &Registry,
+) -> Result<IntCounterVec, prometheus::Error> {
+    let family = IntCounterVec::new(
+        Opts::new("heddle_authentication_refused_total", "Callers refused, by reason."),
+        &["reason"],
+    )?;
+    registry.register(Box::new(family.clone()))?;
+    Ok(family)
+}
+
+struct Families<'a> {
+    registry: &'a Registry,
+}
+
+impl Families<'_> {
+    fn opts(name: &str, help: &str) -> Opts {
+        Opts::new(format!("heddle_control_plane_{name}"), help)
+    }
+
+    fn counter(&self, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
+        let family = IntCounter::with_opts(Self::opts(name, help))?;
+        self.registry.register(Box::new(family.clone()))?;
+        Ok(family)
+    }
+
+    fn counters(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> Result<IntCounterVec, prometheus::Error> {
+        let family = IntCounterVec::new(Self::opts(name, help), labels)?;
+        self.registry.register(Box::new(family.clone()))?;
+        Ok(family)
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
+        let family = IntGauge::with_opts(Self::opts(name, help))?;
+        self.registry.register(Box::new(family.clone()))?;
+        Ok(family)
+    }
+
+    fn gauges(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> Result<IntGaugeVec, prometheus::Error> {
+        let family = IntGaugeVec::new(Self::opts(name, help), labels)?;
+        self.registry.register(Box::new(family.clone()))?;
+        Ok(family)
+    }
+
+    fn push_latency(&self) -> Result<Histogram, prometheus::Error> {
+        const BUCKETS: [f64; 10] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0];
+        let opts = HistogramOpts::new(
+            "heddle_control_plane_push_latency_seconds",
+            "From the publication of a change to its being queued for a subscriber.",
+        );
+        let family = Histogram::with_opts(opts.buckets(BUCKETS.to_vec()))?;
+        self.registry.register(Box::new(family.clone()))?;
+        Ok(family)
+    }
+}
