@@ -174,8 +174,7 @@ impl Service {
         let (credentials, current) = watch::channel(None);
         let (last_failure, failure) = watch::channel(None);
         let trust_domain = Arc::clone(&config.trust_domain);
-        let handle =
-            Handle { trust_domain, orders, credentials: current, last_failure: failure };
+        let handle = Handle { trust_domain, orders, credentials: current, last_failure: failure };
         let service = Self {
             config,
             metrics,
@@ -243,8 +242,7 @@ impl Service {
     }
 
     fn take_over(&mut self, credentials: Credentials) {
-        self.schedule =
-            Some(Schedule::new(Clocks::now(), credentials.not_after(), rand::random()));
+        self.schedule = Some(Schedule::new(Clocks::now(), credentials.not_after(), rand::random()));
         self.ordered = false;
         self.retry_at = None;
         self.backoff = Backoff::new(RENEWAL_BACKOFF.0, RENEWAL_BACKOFF.1);
@@ -301,10 +299,7 @@ impl Service {
 }
 
 /// One certificate: key, request, answer, checks.
-async fn fetch(
-    config: &Config,
-    current: Option<&Arc<TrustBundle>>,
-) -> Result<Credentials, Error> {
+async fn fetch(config: &Config, current: Option<&Arc<TrustBundle>>) -> Result<Credentials, Error> {
     let token = read_token(config)?;
     let trusted = trusted_roots(config, current)?;
     let channel = control_plane::connect(config.control_plane, &trusted, None)

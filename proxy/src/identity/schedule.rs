@@ -105,8 +105,7 @@ mod tests {
     #[test]
     fn ticks_are_fine_enough_for_short_lives() {
         for (life, tick) in [(20, 1000), (60, 3000), (600, 30_000), (86_400, 30_000)] {
-            let schedule =
-                Schedule::new(start(), start().wall + Duration::from_secs(life), 0.5);
+            let schedule = Schedule::new(start(), start().wall + Duration::from_secs(life), 0.5);
             assert_eq!(schedule.tick().as_millis(), tick, "{life}");
         }
         // Dead on arrival: no busy loop.
