@@ -1,0 +1,60 @@
+# Heddle. `make help` lists the targets; README.md says which two to begin with.
+#
+# One cargo profile (dev, with optimised dependencies) and one set of features serve the lab, the
+# demo and the tests, so that a clean machine compiles every dependency once. Only `make bench`
+# builds for release.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+CARGO ?= cargo
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+LAB := $(TARGET)/lab
+# Tools that scripts/prepare keeps outside the tree.
+export PATH := $(shell scripts/prepare path):$(PATH)
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: lab ## The whole mesh on this machine, with live traffic (root, Linux)
+	$(LAB)/heddle-demo
+
+.PHONY: test
+test: lab ## Every test that CI runs: units, network namespaces, house rules (root, Linux)
+	@scripts/prepare test
+	@scripts/test --workspace --locked
+
+.PHONY: check
+check: fmt-check lint ## The inner loop: format, lints, unit tests, house rules (no root)
+	@scripts/test --workspace --locked --exclude heddle-tests
+	@scripts/test --package heddle-tests --locked --lib --test tidy --test docs
+
+.PHONY: lint
+lint: fmt-check ## Format and clippy, warnings refused
+	@scripts/prepare build
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+.PHONY: fmt
+fmt: ## Format the code
+	$(CARGO) fmt --all
+
+.PHONY: fmt-check
+fmt-check:
+	@scripts/prepare build
+	$(CARGO) fmt --all --check
+
+.PHONY: lab
+lab: ## Build the mesh and the lab; leaves target/lab/heddle-lab
+	@scripts/prepare lab
+	$(CARGO) build --workspace --bins --locked
+	@mkdir -p $(LAB)
+	@for program in $(PROGRAMS); do ln -f $(TARGET)/debug/$$program $(LAB)/$$program; done
+
+.PHONY: audit
+audit: ## Licences, sources and bans of every dependency (deny.toml)
+	@scripts/prepare audit
+	$(CARGO) deny --offline --workspace check licenses bans sources
