@@ -11,7 +11,7 @@ use heddle_runtime::drain::{self, Drained};
 use heddle_runtime::telemetry::LevelHandle;
 use prometheus::Registry;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::admin::Dumps;
@@ -24,10 +24,15 @@ use crate::control::{self, Control};
 use crate::discovery::fleet::Fleet;
 use crate::discovery::{self, STALL_LIMIT, Server};
 use crate::error::Error;
+use crate::files;
+use crate::indexing;
 use crate::metrics::Metrics;
 use crate::served::{self, Served};
 use crate::state;
 use crate::version::Versions;
+
+/// Readings of the source that wait to be applied; more would only be older news.
+const BATCH_QUEUE: usize = 16;
 
 /// A control plane that is not serving yet: what its source needs, and the rest.
 pub struct App {
@@ -78,16 +83,19 @@ impl App {
         Ok(Self { config, registry, metrics, versions, stall_limit, signal, drain, lock })
     }
 
-    /// Hands out the versions of what a source publishes.
-    #[must_use]
-    pub fn versions(&self) -> Versions {
-        self.versions.clone()
-    }
-
-    /// Ends the source.
-    #[must_use]
-    pub fn drain(&self) -> drain::Watch {
-        self.drain.clone()
+    /// Starts everything: reads the directory, compiles it, serves it.
+    ///
+    /// # Errors
+    /// When the state directory or the authority cannot be used, or an address is taken.
+    pub async fn start(config: Config, level: Option<LevelHandle>) -> Result<Handle, Error> {
+        let app = Self::new(config)?;
+        let (batches, read) = mpsc::channel(BATCH_QUEUE);
+        let (compiled, catalog) = watch::channel(None);
+        let failures = app.metrics.source_errors.with_label_values(&["files"]);
+        let versions = app.versions.clone();
+        tokio::spawn(files::run(app.config.dir.clone(), batches, failures));
+        tokio::spawn(indexing::run(read, compiled, move || versions.next()));
+        app.serve(catalog, level).await
     }
 
     /// Cuts proxies that do not read after this instead of the default.

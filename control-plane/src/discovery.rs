@@ -179,3 +179,6 @@ fn identify(caller: &Caller) -> Result<SpiffeId, Refusal> {
     let certificates = caller.certificates.as_ref().ok_or(Refusal::CertificateMissing)?;
     parse_identity(certificates.first().ok_or(Refusal::CertificateMissing)?)
 }
+
+#[cfg(test)]
+mod tests;

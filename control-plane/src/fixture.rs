@@ -1,6 +1,6 @@
 //! Small hand-made catalogs for tests.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use heddle_api::identity::SpiffeId;
@@ -64,7 +64,7 @@ pub(crate) fn catalog(version: u64, pods: &[PodIdentity], endpoints: &[(&str, bo
         service: "shop/web".into(),
         ports: vec![(address.port(), Arc::new(encoded))],
     };
-    catalog.addresses.insert(IpAddr::from(address.ip()), Owner::Service(Arc::new(owner)));
+    catalog.addresses.insert(address.ip(), Owner::Service(Arc::new(owner)));
     for pod in pods {
         let name = format!("{}/{}", pod.namespace, pod.name);
         catalog.pods.insert(name.into(), Arc::new(pod.clone()));
