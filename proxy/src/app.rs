@@ -95,7 +95,7 @@ impl App {
         let (stream, found) =
             discovery::Client::new(config.clone(), identity.clone(), metrics.clone(), started);
         let shared = Arc::new(Shared {
-            config: (*config).clone(),
+            config: Arc::clone(&config),
             snapshots: found.snapshots,
             credentials: identity.credentials(),
             destinations: found.destinations,

@@ -101,6 +101,12 @@ impl Destinations {
         self.status.borrow().connected
     }
 
+    /// Asks nobody.
+    #[cfg(test)]
+    pub(crate) fn detached() -> Self {
+        Self { pending: Arc::default(), status: watch::channel(Status::default()).1 }
+    }
+
     /// How the stream fares.
     #[must_use]
     pub fn status(&self) -> Status {
