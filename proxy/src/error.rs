@@ -116,7 +116,6 @@ reasons! {
     NotDelivered => "not-delivered" 503 Unavailable Destination Both,
     ConnectionLost => "connection-lost" 502 Unavailable Destination Both,
     ResponseMalformed => "response-malformed" 502 Internal Destination Both,
-    RetriesExhausted => "retries-exhausted" 503 Unavailable Destination Outbound,
     RequestTimeout => "request-timeout" 504 DeadlineExceeded Destination Outbound,
     PerTryTimeout => "per-try-timeout" 504 DeadlineExceeded Destination Outbound,
     IdleTimeout => "idle-timeout" 504 DeadlineExceeded Destination Both,
@@ -201,9 +200,6 @@ pub enum Error {
     /// The destination's answer is not one.
     #[error("{0}")]
     ResponseMalformed(BadResponse),
-    /// The policy allows no further attempt.
-    #[error("every attempt that the policy allows failed")]
-    RetriesExhausted(#[source] Box<Self>),
     /// `timeouts.request` of the policy.
     #[error("the request took longer than its policy allows")]
     RequestTimeout,
@@ -285,7 +281,6 @@ impl Error {
             Self::NotDelivered => Reason::NotDelivered,
             Self::ConnectionLost(_) => Reason::ConnectionLost,
             Self::ResponseMalformed(_) => Reason::ResponseMalformed,
-            Self::RetriesExhausted(_) => Reason::RetriesExhausted,
             Self::RequestTimeout => Reason::RequestTimeout,
             Self::PerTryTimeout => Reason::PerTryTimeout,
             Self::IdleTimeout => Reason::IdleTimeout,
@@ -344,7 +339,6 @@ impl Error {
                 Some(Failure::Unknown)
             }
             Reason::NoEndpoints
-            | Reason::RetriesExhausted
             | Reason::RequestTimeout
             | Reason::IdleTimeout
             | Reason::CertificateExpired
@@ -451,11 +445,10 @@ mod tests {
     #[test]
     fn a_chain_names_every_cause_once() {
         let cause = io::Error::other("reset by peer");
-        let error = Error::RetriesExhausted(Box::new(Error::ConnectionLost(cause)));
+        let error = Error::ConnectionLost(cause);
         assert_eq!(
             Chain(&error).to_string(),
-            "every attempt that the policy allows failed: \
-             the connection was lost before the answer was complete: reset by peer"
+            "the connection was lost before the answer was complete: reset by peer"
         );
     }
 

@@ -12,9 +12,9 @@ pub mod discovery;
 pub mod error;
 pub mod exchange;
 pub mod hop;
+pub mod http;
 pub mod http1;
 pub mod http2;
-pub mod http;
 pub mod identity;
 pub mod inbound;
 pub mod listener;
@@ -27,3 +27,6 @@ pub mod tcp;
 pub mod telemetry;
 pub mod tls;
 pub mod worker;
+
+#[cfg(test)]
+mod direct;

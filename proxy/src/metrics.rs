@@ -25,8 +25,8 @@ mod series;
 
 use family::Family;
 pub use labels::{
-    Detected, Direction, Ejection, Label, PoolProtocol, PoolState, RenewalResult, Retry, Tls,
-    Unready,
+    Condition, Detected, Direction, Ejection, Label, PoolProtocol, PoolState, RenewalResult, Retry,
+    Tls,
 };
 pub use series::{OpenConnection, Outcome, RequestSeries, TcpSeries};
 
@@ -55,7 +55,7 @@ pub struct Metrics {
     /// Attempts to obtain a certificate.
     pub renewals: CounterBy<RenewalResult>,
     /// 1 for each condition that holds.
-    pub ready: GaugeBy<Unready>,
+    pub ready: GaugeBy<Condition>,
     /// Destinations subscribed to.
     pub subscriptions: Gauge,
     /// Resources of the control plane that were not acceptable.

@@ -11,13 +11,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use heddle_api::proto::v1;
-use tokio::time::{Instant, timeout, timeout_at};
+use heddle_policy::retry::{self, Attempted, Failure, Refusal};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::balance::{self, Outcome, Pick};
 use crate::detect::{self, Verdict};
 use crate::error::Error;
 use crate::listener::Accepted;
-use crate::metrics::{Detected, Direction, Ejection};
+use crate::metrics::{Detected, Direction, Ejection, Retry};
 use crate::pool;
 use crate::snapshot::{Backend, Destination, Endpoint, ServicePort};
 use crate::stream::{Conn, Stream};
@@ -211,10 +212,11 @@ async fn connect_opaque(
             Err(error) => error,
         };
         finish(worker, endpoint, backend, outcome_of(&error));
-        let again = error.failure().is_some()
-            && tried.len() < heddle_policy::retry::DEFAULT_ATTEMPTS as usize
-            && backend.ready.len() > 1;
-        if !again {
+        // Nothing has been sent, so an opaque connection is as repeatable as a request.
+        let retries = u32::try_from(tried.len()).unwrap_or(u32::MAX);
+        let attempted = Attempted { retries, idempotent: true, replayable: true };
+        let Some(failure) = error.failure() else { return Err(error) };
+        if !may_retry(worker, backend, failure, attempted).await {
             return Err(error);
         }
         tried.push(endpoint.state.id);
@@ -247,14 +249,14 @@ async fn serve_opaque(
     record.end(&transfer);
 }
 
-/// A destination nobody in the mesh owns.
+/// A destination nobody in the mesh owns. Nothing has been read of the connection.
 async fn pass_through(down: Conn, worker: &Rc<Worker>, original: SocketAddr) {
     let allowed = worker.snapshot().mesh.as_ref().is_some_and(|mesh| mesh.passthrough);
     if !allowed {
         return refuse(down, worker, &Error::PassthroughDenied(original)).await;
     }
     let up = match pool::dial(original, PASS_THROUGH_TIMEOUT).await {
-        Ok(tcp) => Conn::new(Stream::Tcp(tcp)),
+        Ok(tcp) => tcp,
         Err(error) => {
             telemetry::connection_error(worker, Direction::Outbound, &error);
             down.io.reset_on_drop();
@@ -262,7 +264,8 @@ async fn pass_through(down: Conn, worker: &Rc<Worker>, original: SocketAddr) {
         }
     };
     let record = telemetry::Connection::pass_through(worker, original);
-    let transfer = tcp::forward(down, up, None, std::future::pending()).await;
+    let Stream::Tcp(down) = down.io else { return };
+    let transfer = tcp::splice(down, up, std::future::pending()).await;
     record.end(&transfer);
 }
 
@@ -293,6 +296,44 @@ fn pick<'a>(
     balance::pick(backend, Pick { now: worker.now(), random: || worker.random(), tried, client })
 }
 
+/// Whether a failed attempt is made again: asks the policy, takes from the budget, waits the backoff.
+async fn may_retry(
+    worker: &Worker,
+    backend: &Backend,
+    failure: Failure,
+    attempted: Attempted,
+) -> bool {
+    let retries = &worker.shared.metrics.retries;
+    let nobody_left = attempted.retries as usize + 1 >= backend.ready.len();
+    match backend.policy.may_retry(failure, attempted) {
+        // An answer that the policy does not call a failure is none.
+        retry::Verdict::No(Refusal::NotRetryable) if matches!(failure, Failure::Status(_)) => {
+            return false;
+        }
+        retry::Verdict::No(refusal) => {
+            retries.inc(refusal.into());
+            return false;
+        }
+        // The same endpoint would not take a connection a moment later either.
+        retry::Verdict::Again if nobody_left => {
+            retries.inc(Retry::Exhausted);
+            return false;
+        }
+        retry::Verdict::Again => {}
+        retry::Verdict::AgainWithinBudget => {
+            if !backend.state.budget.try_retry(backend.policy.retries.budget, worker.now()) {
+                retries.inc(Retry::NoBudget);
+                return false;
+            }
+            if failure != Failure::NotProcessed {
+                sleep(backend.policy.backoff(attempted.retries, worker.random_unit())).await;
+            }
+        }
+    }
+    retries.inc(Retry::Made);
+    true
+}
+
 fn finish(worker: &Worker, endpoint: &Endpoint, backend: &Backend, outcome: Outcome) {
     let breaker = backend.policy.circuit_breaker.as_ref();
     if endpoint.state.finish(outcome, worker.now(), breaker, &backend.ready) {
@@ -303,7 +344,6 @@ fn finish(worker: &Worker, endpoint: &Endpoint, backend: &Backend, outcome: Outc
 
 /// What a failed attempt says about its endpoint.
 fn outcome_of(error: &Error) -> Outcome {
-    use heddle_policy::retry::Failure;
     match error.failure() {
         Some(Failure::NotConnected | Failure::NotProcessed) => Outcome::Refused,
         Some(Failure::Unknown | Failure::Status(_)) => Outcome::Failure,

@@ -2,10 +2,15 @@
 
 use std::cell::Cell;
 use std::io;
+use std::net::Shutdown;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use nix::fcntl::{self, OFlag, SpliceFFlags};
+use nix::unistd::pipe2;
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 
 use crate::stream::Conn;
@@ -14,6 +19,9 @@ use crate::stream::Conn;
 const FIRST_BUFFER: usize = 8 * 1024;
 /// Buffer of a direction that keeps its first one full: bulk data.
 const BULK_BUFFER: usize = 128 * 1024;
+
+/// What one splice moves at most: a pipe's default capacity.
+const SPLICE_SIZE: usize = 64 * 1024;
 
 /// How a forwarded connection ended.
 #[derive(Debug)]
@@ -66,6 +74,40 @@ pub async fn forward(
         up.io.reset_on_drop();
     }
     Transfer { sent: sent.get(), received: received.get(), end }
+}
+
+/// As [`forward`], for two plain sockets whose bytes nobody has to see: they stay in the kernel.
+pub async fn splice(down: TcpStream, up: TcpStream, stop: impl Future<Output = ()>) -> Transfer {
+    let (sent, received) = (Cell::new(0), Cell::new(0));
+    let both = async {
+        tokio::try_join!(splice_one(&down, &up, &sent), splice_one(&up, &down, &received))
+    };
+    let end = tokio::select! {
+        both = both => both.map(|_| ()).map_err(Cut::Broken),
+        () = stop => Err(Cut::Ordered),
+    };
+    if end.is_err() {
+        // Best effort: without it both sides still see the end of the connection.
+        let _ = (down.set_zero_linger(), up.set_zero_linger());
+    }
+    Transfer { sent: sent.get(), received: received.get(), end }
+}
+
+async fn splice_one(from: &TcpStream, to: &TcpStream, count: &Cell<u64>) -> io::Result<()> {
+    let (pipe_out, pipe_in) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+    let flags = SpliceFFlags::SPLICE_F_MOVE | SpliceFFlags::SPLICE_F_NONBLOCK;
+    let readable = || Ok(fcntl::splice(from, None, &pipe_in, None, SPLICE_SIZE, flags)?);
+    loop {
+        let mut left = from.async_io(Interest::READABLE, readable).await?;
+        if left == 0 {
+            return SockRef::from(to).shutdown(Shutdown::Write);
+        }
+        count.set(count.get() + left as u64);
+        while left > 0 {
+            let writable = || Ok(fcntl::splice(&pipe_out, None, to, None, left, flags)?);
+            left -= to.async_io(Interest::WRITABLE, writable).await?;
+        }
+    }
 }
 
 /// Resolves once nothing has moved for `idle`.
@@ -138,6 +180,40 @@ mod tests {
         assert_eq!((asked.as_str(), got.as_str()), ("question", "greeting answer"));
         assert_eq!((transfer.sent, transfer.received), (8, 15));
         assert!(transfer.end.is_ok());
+    }
+
+    async fn socket_pair() -> (TcpStream, TcpStream) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (near, listener.accept().await.unwrap().0)
+    }
+
+    #[tokio::test]
+    async fn spliced_bytes_arrive_whole_and_half_close_is_kept() {
+        let ((mut client, down), (mut server, up)) = (socket_pair().await, socket_pair().await);
+        let body: Vec<u8> = (0..3_000_000_u32).map(|i| (i % 251) as u8).collect();
+        let talk = async {
+            let (mut read, mut write) = client.split();
+            let upload = async {
+                write.write_all(&body).await.unwrap();
+                write.shutdown().await.unwrap();
+            };
+            let serve = async {
+                let mut got = Vec::new();
+                server.read_to_end(&mut got).await.unwrap();
+                assert_eq!(got, body);
+                server.write_all(b"answer").await.unwrap();
+                server.shutdown().await.unwrap();
+            };
+            tokio::join!(upload, serve);
+            let mut answer = String::new();
+            read.read_to_string(&mut answer).await.unwrap();
+            answer
+        };
+        let (transfer, answer) = tokio::join!(splice(down, up, std::future::pending()), talk);
+        assert_eq!((transfer.sent, transfer.received), (3_000_000, 6));
+        assert!(transfer.end.is_ok());
+        assert_eq!(answer, "answer");
     }
 
     #[tokio::test(start_paused = true)]

@@ -27,7 +27,7 @@ const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Process-wide parts. Cheap to share, written by the control side only.
 pub struct Shared {
     /// As given at start.
-    pub config: Config,
+    pub config: Arc<Config>,
     /// The latest snapshot.
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
     /// The latest certificate; `None` before the first.

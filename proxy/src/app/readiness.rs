@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use crate::canary;
 use crate::identity;
-use crate::metrics::Unready;
+use crate::metrics::Condition;
 use crate::snapshot::{Inbound, Snapshot};
 use crate::tls::Credentials;
 use crate::worker::Shared;
@@ -51,13 +51,13 @@ fn publish(inputs: &Inputs, ready: &watch::Sender<Readiness>) {
     let snapshot = shared.snapshots.borrow().clone();
     let credentials = shared.credentials.borrow().clone();
     let conditions = [
-        (Unready::Redirection, inputs.redirection.borrow().clone().err()),
+        (Condition::Redirection, inputs.redirection.borrow().clone().err()),
         (
-            Unready::Certificate,
+            Condition::Certificate,
             certificate(credentials.as_deref(), inputs.identity.last_failure().as_deref()),
         ),
-        (Unready::Snapshot, first_snapshot(&snapshot, &shared.destinations.status())),
-        (Unready::Draining, shared.drain.is_draining().then(|| "the proxy is stopping".into())),
+        (Condition::Snapshot, first_snapshot(&snapshot, &shared.destinations.status())),
+        (Condition::Serving, shared.drain.is_draining().then(|| "the proxy is stopping".into())),
     ];
     let before = ready.borrow().is_ready();
     let changed = ready.send_if_modified(|readiness| {

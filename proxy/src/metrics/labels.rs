@@ -136,7 +136,7 @@ labels! {
 
 labels! {
     /// A condition of readiness.
-    Unready {
+    Condition {
         /// The redirection rules stand.
         Redirection = "redirection",
         /// A certificate is held and valid.
@@ -144,7 +144,7 @@ labels! {
         /// A first complete snapshot is in use, with the pod's own inbound policy.
         Snapshot = "snapshot",
         /// The proxy is not on its way out.
-        Draining = "draining",
+        Serving = "serving",
     }
 }
 

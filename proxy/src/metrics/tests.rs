@@ -132,7 +132,7 @@ fn events_and_states_have_their_families() {
     metrics.mesh_connection(Direction::Outbound, Err(Reason::PeerIdentityMismatch));
     metrics.pool(PoolProtocol::Http1, PoolState::Idle).add(2);
     metrics.retries.inc(Retry::Made);
-    metrics.ready.of(Unready::Certificate).set(1);
+    metrics.ready.of(Condition::Certificate).set(1);
     metrics.set_snapshot_version(3, 42);
     metrics.set_control_plane_connected(true);
     let text = scrape(&registry);

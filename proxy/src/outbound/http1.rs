@@ -6,9 +6,9 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use heddle_api::names::header;
 use heddle_policy::retry::{Attempted, Failure, Verdict, is_idempotent};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{Call, draw, finish, outcome_of, pick};
+use super::{Call, draw, finish, may_retry, outcome_of, pick};
 use crate::balance::Outcome;
 use crate::error::{Error, Reason};
 use crate::exchange::{
@@ -19,7 +19,7 @@ use crate::http1::{
     NewField, RequestEdits, RequestHead, RequestTarget, ResponseEdits, ResponseHead, Version,
     write_request_head, write_response_head,
 };
-use crate::metrics::{Direction, Retry};
+use crate::metrics::Direction;
 use crate::pool;
 use crate::snapshot::{Backend, Destination, Endpoint, ServicePort};
 use crate::stream::Conn;
@@ -213,46 +213,11 @@ impl Request<'_> {
                 idempotent: self.facts.idempotent,
                 replayable: request.replayable,
             };
-            self.retry(backend, failure, attempted, error).await?;
+            if !may_retry(self.worker, backend, failure, attempted).await {
+                // The last attempt's failure is what a person can act on.
+                return Err(error);
+            }
             tried.push(endpoint.state.id);
-        }
-    }
-
-    /// `Ok` when the attempt may be repeated, after the backoff.
-    async fn retry(
-        &self,
-        backend: &Backend,
-        failure: Failure,
-        attempted: Attempted,
-        error: Error,
-    ) -> Result<(), Error> {
-        let policy = &backend.policy;
-        let retries = &self.worker.shared.metrics.retries;
-        match policy.may_retry(failure, attempted) {
-            Verdict::No(refusal) => {
-                retries.inc(refusal.into());
-                // The cause is told when it is the only one there was.
-                Err(match attempted.retries {
-                    0 => error,
-                    _ => Error::RetriesExhausted(Box::new(error)),
-                })
-            }
-            Verdict::Again => {
-                retries.inc(Retry::Made);
-                Ok(())
-            }
-            Verdict::AgainWithinBudget => {
-                let now = self.worker.now();
-                if !backend.state.budget.try_retry(policy.retries.budget, now) {
-                    retries.inc(Retry::NoBudget);
-                    return Err(error);
-                }
-                retries.inc(Retry::Made);
-                if failure != Failure::NotProcessed {
-                    sleep(policy.backoff(attempted.retries, self.worker.random_unit())).await;
-                }
-                Ok(())
-            }
         }
     }
 

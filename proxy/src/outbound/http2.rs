@@ -6,20 +6,20 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use heddle_api::names::header;
-use heddle_policy::retry::{Attempted, Failure, Verdict, is_idempotent};
+use heddle_policy::retry::{Attempted, Failure, is_idempotent};
 use http::{HeaderMap, Method, Request, Response};
 use hyper::body::{Body, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
-use super::{Call, draw, finish, outcome_of, pick};
+use super::{Call, draw, finish, may_retry, outcome_of, pick};
 use crate::balance::Outcome;
 use crate::error::{Error, Reason};
 use crate::http2::{
     Replay, ResponseBody, ResponseEnd, STREAMS, answer, clean, failure, is_grpc, server_builder,
 };
-use crate::metrics::{Direction, Retry};
+use crate::metrics::Direction;
 use crate::pool::streams::Lease;
 use crate::snapshot::{Backend, Destination, Endpoint, ServicePort};
 use crate::stream::Conn;
@@ -240,14 +240,14 @@ async fn attempts(
                 };
                 let failure = Failure::Status(status);
                 // The last attempt's answer goes to the client, whatever it is.
-                let Ok(()) = retry(&worker, backend, failure, attempted).await else {
+                if !may_retry(&worker, backend, failure, attempted).await {
                     pending.reason = response
                         .headers()
                         .get(header::ERROR)
                         .and_then(|value| Reason::parse(value.as_bytes()));
                     pending.endpoint = Some(in_flight);
                     return Ok(response);
-                };
+                }
                 tried.push(endpoint.state.id);
                 continue;
             }
@@ -258,45 +258,11 @@ async fn attempts(
             }
         };
         drop(in_flight);
-        if retry(&worker, backend, failure, attempted).await.is_err() {
-            return Err(match retries {
-                0 => error,
-                _ => Error::RetriesExhausted(Box::new(error)),
-            });
+        if !may_retry(&worker, backend, failure, attempted).await {
+            return Err(error);
         }
         tried.push(endpoint.state.id);
     }
-}
-
-/// `Ok` when the attempt may be repeated, after the backoff.
-async fn retry(
-    worker: &Worker,
-    backend: &Backend,
-    failure: Failure,
-    attempted: Attempted,
-) -> Result<(), ()> {
-    let policy = &backend.policy;
-    let retries = &worker.shared.metrics.retries;
-    match policy.may_retry(failure, attempted) {
-        Verdict::No(refusal) => {
-            if !matches!(failure, Failure::Status(_)) {
-                retries.inc(refusal.into());
-            }
-            return Err(());
-        }
-        Verdict::Again => {}
-        Verdict::AgainWithinBudget => {
-            if !backend.state.budget.try_retry(policy.retries.budget, worker.now()) {
-                retries.inc(Retry::NoBudget);
-                return Err(());
-            }
-            if failure != Failure::NotProcessed {
-                sleep(policy.backoff(attempted.retries, worker.random_unit())).await;
-            }
-        }
-    }
-    retries.inc(Retry::Made);
-    Ok(())
 }
 
 /// One attempt at one endpoint.

@@ -1,0 +1,91 @@
+//! Opaque bytes and detection through both proxies.
+
+use super::*;
+
+#[test]
+fn a_server_that_speaks_first_is_heard_without_configuration() {
+    run(async {
+        let (app, address) = listen().await;
+        let mesh = Mesh::new(address, v1::Protocol::Unspecified).await;
+        for _ in 0..2 {
+            let mut client = mesh.dial().await;
+            let mut served = accept(&app).await;
+            write(&mut served, "220 ready\r\n").await;
+            read_until(&mut client, "220 ready\r\n").await;
+            write(&mut client, "QUIT\r\n").await;
+            read_until(&mut served, "QUIT\r\n").await;
+            drop(served);
+            assert_eq!(read_to_end(&mut client).await, "");
+        }
+    });
+}
+
+#[test]
+fn a_late_http_client_on_an_undeclared_port_is_still_http() {
+    run(async {
+        let (app, address) = listen().await;
+        let mesh = Mesh::new(address, v1::Protocol::Unspecified).await;
+        let mut client = mesh.dial().await;
+        // The race opens the server's side: an idle connection that says nothing.
+        let idle = accept(&app).await;
+        write(&mut client, "GET / HTTP/1.1\r\nHost: w\r\n\r\n").await;
+        let mut served = accept(&app).await;
+        let got = read_until(&mut served, "\r\n\r\n").await;
+        assert!(got.contains("heddle-client-id"), "parsed as HTTP: {got}");
+        drop(idle);
+    });
+}
+
+#[test]
+fn half_close_passes_both_ways() {
+    run(async {
+        let (app, address) = listen().await;
+        let mesh = Mesh::new(address, v1::Protocol::Tcp).await;
+        let mut client = mesh.dial().await;
+        write(&mut client, "question").await;
+        client.shutdown().await.unwrap();
+        let mut served = accept(&app).await;
+        assert_eq!(read_to_end(&mut served).await, "question");
+        write(&mut served, "answer").await;
+        drop(served);
+        assert_eq!(read_to_end(&mut client).await, "answer");
+    });
+}
+
+#[test]
+fn a_withdrawn_right_ends_an_open_connection() {
+    run(async {
+        let (app, address) = listen().await;
+        let mut mesh = Mesh::new(address, v1::Protocol::Tcp).await;
+        let mut client = mesh.dial().await;
+        write(&mut client, "hello").await;
+        let mut served = accept(&app).await;
+        read_until(&mut served, "hello").await;
+        let nobody = v1::Authorization {
+            name: "shop/nobody[0]".into(),
+            action: v1::Action::Allow.into(),
+            ..v1::Authorization::default()
+        };
+        mesh.policy(vec![nobody]);
+        let mut rest = Vec::new();
+        let end = timeout(PATIENCE, client.read_to_end(&mut rest)).await.unwrap();
+        assert!(end.is_err() || rest.is_empty());
+    });
+}
+
+#[test]
+fn another_identity_than_expected_gets_no_byte() {
+    run(async {
+        let (app, address) = listen().await;
+        let mut mesh = Mesh::new(address, v1::Protocol::Http1).await;
+        let mut body = endpoints(&[mesh.endpoint]);
+        body.endpoints[0].identity = "spiffe://cluster.local/ns/shop/sa/other".into();
+        mesh.outbound.put(v1::ResourceType::Endpoints, "shop/web:80", &body);
+        let mut client = mesh.dial().await;
+        write(&mut client, "GET / HTTP/1.1\r\nHost: w\r\n\r\n").await;
+        let got = read_until(&mut client, "\r\n\r\n").await;
+        assert!(got.contains("heddle-error: peer-identity-mismatch\r\n"), "{got}");
+        let nothing = timeout(Duration::from_millis(50), app.accept()).await;
+        assert!(nothing.is_err(), "the application saw a connection");
+    });
+}
