@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::discovery::fleet::{Fleet, Member, Rejecting, Standing};
+use crate::metrics::kind_label;
 use crate::served::Served;
 
 /// What the pages are drawn from.
@@ -36,7 +37,7 @@ impl Dumps {
             .map(|resource| {
                 let standing = self.fleet.standing(&resource.key, resource.hash);
                 json!({
-                    "type": resource.key.kind.as_str_name(),
+                    "type": kind_label(resource.key.kind),
                     "name": &*resource.key.name,
                     "version": version(resource.version),
                     "hash": hash(resource.hash),
@@ -60,7 +61,7 @@ impl Dumps {
     pub fn subscribers(&self) -> Value {
         let rejections = self.fleet.rejections().into_iter().map(|(key, standing)| {
             json!({
-                "type": key.kind.as_str_name(),
+                "type": kind_label(key.kind),
                 "name": &*key.name,
                 "given": standing.given,
                 "rejected": standing.rejected,
@@ -125,7 +126,7 @@ fn subscriber(member: &Member) -> Value {
         .into_iter()
         .map(|given| {
             json!({
-                "type": given.resource.key.kind.as_str_name(),
+                "type": kind_label(given.resource.key.kind),
                 "name": &*given.resource.key.name,
                 "version": version(given.resource.version),
                 "hash": hash(given.resource.hash),

@@ -6,7 +6,6 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures::Stream;
 use heddle_api::identity::SpiffeId;
 use heddle_api::proto::v1::discovery_server::{Discovery, DiscoveryServer};
 use heddle_api::proto::v1::identity_server::IdentityServer;
@@ -16,6 +15,7 @@ use rand::RngExt;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
+use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 

@@ -9,6 +9,7 @@ use heddle_control_plane::config::{Command, CommandLine, Config};
 use heddle_control_plane::control;
 use heddle_runtime::signal::Termination;
 use heddle_runtime::telemetry;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// Threads at most: the work is spread over subscribers, and none of it is in a request's path.
 const THREADS_MAX: usize = 4;
@@ -40,6 +41,7 @@ fn runtime(threads: usize) -> anyhow::Result<tokio::runtime::Runtime> {
 
 async fn run(config: Config) -> anyhow::Result<()> {
     let level = telemetry::init(config.log_format, &config.log)?;
+    raise_file_limit();
     let drain_timeout = config.drain_timeout;
     let mut signals = Termination::catch()?;
     let handle: Handle = App::start(config, Some(level)).await?;
@@ -50,4 +52,12 @@ async fn run(config: Config) -> anyhow::Result<()> {
         signal = signals.next() => anyhow::bail!("ended by a second {signal}"),
     }
     Ok(())
+}
+
+/// Every proxy holds a connection. Failing leaves the limit as it was, and connections are bounded
+/// by what it is.
+fn raise_file_limit() {
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
 }

@@ -1,5 +1,6 @@
 //! Every metric family of the control plane, registered once. Label values come from closed sets.
 
+use heddle_api::proto::v1::{RejectionReason, ResourceType};
 use heddle_runtime::process::Process;
 use prometheus::{
     Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
@@ -91,6 +92,34 @@ impl Metrics {
                 "Times the version could not be kept on disk.",
             )?,
         })
+    }
+}
+
+/// What a type of resource is called in labels, dumps and logs.
+#[must_use]
+pub fn kind_label(kind: ResourceType) -> &'static str {
+    match kind {
+        ResourceType::Unspecified => "unspecified",
+        ResourceType::Mesh => "mesh",
+        ResourceType::TrustBundle => "trust_bundle",
+        ResourceType::InboundPolicy => "inbound_policy",
+        ResourceType::Address => "address",
+        ResourceType::Service => "service",
+        ResourceType::Endpoints => "endpoints",
+        ResourceType::Split => "split",
+        ResourceType::Policy => "policy",
+    }
+}
+
+/// What a reason for a rejection is called there.
+#[must_use]
+pub fn rejection_label(reason: RejectionReason) -> &'static str {
+    match reason {
+        RejectionReason::Unspecified => "unspecified",
+        RejectionReason::Malformed => "malformed",
+        RejectionReason::UnsupportedLevel => "unsupported_level",
+        RejectionReason::InvalidValue => "invalid_value",
+        RejectionReason::UnknownType => "unknown_type",
     }
 }
 

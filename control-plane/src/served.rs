@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use crate::ca::bundle::Bundle;
 use crate::catalog::{Catalog, Encoded, Subscriber};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, kind_label};
 use crate::version::order;
 
 /// What is served at a moment. Cloning shares everything.
@@ -85,7 +85,7 @@ fn record(metrics: &Metrics, catalog: &Catalog, version: Version) {
     }
     metrics.resources.reset();
     for (kind, count) in counts {
-        metrics.resources.with_label_values(&[kind.as_str_name()]).set(count);
+        metrics.resources.with_label_values(&[kind_label(kind)]).set(count);
     }
     metrics.issues.set(i64::try_from(catalog.issues().len()).unwrap_or(i64::MAX));
     let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use heddle_runtime::backoff::Backoff;
 use heddle_runtime::drain;
+use nix::sys::resource::{Resource, getrlimit};
 use rand::RngExt;
 use rustls::ServerConfig;
 use rustls_pki_types::CertificateDer;
@@ -25,7 +26,9 @@ use tonic::transport::server::Connected;
 use crate::metrics::Metrics;
 
 /// All connections together; beyond, clients wait in the kernel's queue.
-const CONNECTION_LIMIT: usize = 8_000;
+const CONNECTION_LIMIT: u64 = 8_000;
+/// Files that connections leave for everything else: sources, state, health and metrics.
+const RESERVED_FILES: u64 = 128;
 /// Connections of one address: a proxy needs one stream and now and then a certificate.
 const ADDRESS_LIMIT: u32 = 256;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -67,7 +70,7 @@ impl Acceptor {
             ready = ready => if ready.is_err() { return },
             () = self.drain.draining() => return,
         }
-        let slots = Slots::default();
+        let slots = Slots::new(connection_limit());
         let mut backoff = Backoff::new(ACCEPT_PAUSE, ACCEPT_PAUSE_MAX);
         loop {
             let accepted = tokio::select! {
@@ -134,13 +137,18 @@ enum Accepted {
     TooMany,
 }
 
-impl Default for Slots {
-    fn default() -> Self {
-        Self { all: Arc::new(Semaphore::new(CONNECTION_LIMIT)), by_address: Arc::default() }
-    }
+/// What the process may open, less what the rest of it needs.
+fn connection_limit() -> usize {
+    let (files, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1_024, 1_024));
+    let limit = files.saturating_sub(RESERVED_FILES).clamp(16, CONNECTION_LIMIT);
+    usize::try_from(limit).unwrap_or(16)
 }
 
 impl Slots {
+    fn new(limit: usize) -> Self {
+        Self { all: Arc::new(Semaphore::new(limit)), by_address: Arc::default() }
+    }
+
     async fn accept(&self, listener: &TcpListener) -> io::Result<Accepted> {
         let permit = self.all.clone().acquire_owned().await.map_err(io::Error::other)?;
         let (stream, peer) = listener.accept().await?;
@@ -232,7 +240,7 @@ mod tests {
 
     #[tokio::test]
     async fn slots_are_counted_by_address_and_given_back() {
-        let slots = Slots::default();
+        let slots = Slots::new(1_000);
         let take = async |peer: &str| {
             let permit = slots.all.clone().acquire_owned().await.unwrap();
             slots.take(peer.parse().unwrap(), permit)
@@ -248,6 +256,6 @@ mod tests {
         assert!(take("10.0.0.1:3").await.is_some());
         drop((held, other));
         assert!(slots.by_address.lock().unwrap().is_empty());
-        assert_eq!(slots.all.available_permits(), CONNECTION_LIMIT);
+        assert_eq!(slots.all.available_permits(), 1_000);
     }
 }

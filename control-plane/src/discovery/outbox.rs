@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures::Stream;
 use heddle_api::proto::v1::{ToProxy, to_proxy};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
+use tokio_stream::Stream;
 use tonic::Status;
 
 /// Messages queued for a proxy; each is at most a few MiB and shares its bodies with all others.
@@ -137,8 +137,8 @@ impl Patience {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use futures::StreamExt;
     use heddle_api::proto::v1::Reconnect;
+    use tokio_stream::StreamExt;
 
     fn message() -> to_proxy::Message {
         to_proxy::Message::Reconnect(Reconnect {})

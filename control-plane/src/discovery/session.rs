@@ -24,7 +24,7 @@ use super::outbox::{Outbox, Unsent};
 use super::pack::{BODY_LIMIT, Set, pack};
 use crate::authn::verify_stream;
 use crate::catalog::{Encoded, Key, Subscriber};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, kind_label, rejection_label};
 use crate::served::Served;
 use crate::version::order;
 
@@ -370,7 +370,7 @@ impl Session {
             // No message holds it: the proxy keeps what it was given before.
             self.context.metrics.oversized.inc();
             let name = &resource.key.name;
-            tracing::error!(kind = ?resource.key.kind, %name, "resource is too large to be sent");
+            tracing::error!(kind = kind_label(resource.key.kind), %name, "resource is too large to be sent");
             if let Some(given) = ledger.given.get(&resource.key) {
                 *resource = given.resource.clone();
             }
@@ -407,19 +407,19 @@ impl Session {
         let pod = &self.member.pod;
         let rejection = report.rejection.map(|rejection| Rejecting {
             pod: pod.clone(),
-            reason: rejection.reason().as_str_name(),
+            reason: rejection_label(rejection.reason()),
             path: bounded(rejection.path),
             message: bounded(rejection.message),
         });
         if let Some(Rejecting { reason, path, message, .. }) = &rejection {
-            let labels = [key.kind.as_str_name(), reason];
+            let labels = [kind_label(key.kind), reason];
             self.context.metrics.rejections.with_label_values(&labels).inc();
             tracing::debug!(%pod, kind = labels[0], name = ?key.name, reason, ?path, ?message,
                 "resource rejected");
         }
         let reason = rejection.as_ref().map(|rejection| rejection.reason);
         if self.context.fleet.judged(&key, report.hash, before, pod, rejection) {
-            tracing::warn!(kind = key.kind.as_str_name(), name = ?key.name, %pod, reason,
+            tracing::warn!(kind = kind_label(key.kind), name = ?key.name, %pod, reason,
                 "a resource is rejected by its first proxy");
         }
     }

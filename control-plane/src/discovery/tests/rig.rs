@@ -81,12 +81,12 @@ impl Rig {
         Self { handle, catalog, dir }
     }
 
-    /// Publishes a catalog one version up. True when it replaced another.
-    pub(super) fn publish(&self, pods: &[PodIdentity], endpoints: &[(&str, bool)]) -> bool {
+    /// Publishes a catalog one version up.
+    pub(super) fn publish(&self, pods: &[PodIdentity], endpoints: &[(&str, bool)]) {
         let before = self.catalog.borrow().as_ref().map(|catalog| catalog.version().number);
         // Above what the bundle took.
         let next = before.map_or(1_000, |number| number + 1);
-        self.catalog.send_replace(Some(fixture::catalog(next, pods, endpoints))).is_some()
+        self.catalog.send_replace(Some(fixture::catalog(next, pods, endpoints)));
     }
 
     pub(super) async fn wait_ready(&self) {
