@@ -94,6 +94,44 @@ fn every_link_leads_somewhere() {
     assert!(broken.is_empty(), "links to nowhere:\n{}", broken.join("\n"));
 }
 
+/// `file.rs: name` in backticks: the file is there and declares the name.
+fn check_place(place: &str) -> Result<(), String> {
+    let (path, name) = place.split_once(": ").map_or((place, None), |(p, n)| (p, Some(n)));
+    let path = path.trim_end_matches('/');
+    let full = root().join(path);
+    if !full.exists() {
+        return Err(format!("{path} does not exist"));
+    }
+    let Some(name) = name else { return Ok(()) };
+    let text = fs::read_to_string(full).map_err(|error| format!("{path}: {error}"))?;
+    let declares = ["fn", "struct", "enum", "const"].iter().any(|kind| {
+        let declaration = format!("{kind} {name}");
+        text.match_indices(&declaration)
+            .any(|(at, _)| !text[at + declaration.len()..].starts_with(char::is_alphanumeric))
+    });
+    if declares { Ok(()) } else { Err(format!("{path} does not declare {name}")) }
+}
+
+#[test]
+fn the_map_is_true() {
+    let text = read("ARCHITECTURE.md");
+    let mut places = 0;
+    let mut wrong = Vec::new();
+    for line in text.lines() {
+        for place in line.split('`').skip(1).step_by(2) {
+            let is_path = place.contains(".rs") || place.contains(".proto") || place.ends_with('/');
+            if is_path && place.contains('/') && !place.contains('{') {
+                places += 1;
+                wrong.extend(check_place(place).err());
+            }
+        }
+    }
+    assert!(places > 40, "only {places} places were found");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(check_place("policy/src/split.rs: drawn").is_err());
+    assert!(check_place("policy/src/splits.rs").is_err());
+}
+
 /// Every name in `text` that begins so: letters, digits and `_`.
 fn names<'a>(text: &'a str, prefix: &str) -> BTreeSet<&'a str> {
     let inside = |c: char| c.is_ascii_alphanumeric() || c == '_';
