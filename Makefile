@@ -12,6 +12,7 @@ SHELL := bash
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 LAB := $(TARGET)/lab
+PROGRAMS := heddle-lab heddle-demo heddle-app heddle-proxy heddle-init heddle-control-plane
 # Tools that scripts/prepare keeps outside the tree.
 export PATH := $(shell scripts/prepare path):$(PATH)
 
