@@ -9,6 +9,7 @@ use self::rig::{Client, Rig, count, refused};
 use crate::authn::{Claims, mint_token};
 use crate::fixture::{self, WEB};
 
+mod files;
 mod rig;
 
 const STALL_LIMIT: Duration = Duration::from_secs(1);

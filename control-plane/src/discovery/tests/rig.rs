@@ -56,29 +56,28 @@ impl Rig {
 
     pub(super) async fn start_unread() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let state_dir = dir.path().join("state");
-        state::create_dir(&state_dir, 0o755).unwrap();
-        state::write_atomic(&state_dir.join("token.key"), KEY, 0o600).unwrap();
-        let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
-        let config = Config {
-            dir: dir.path().to_owned(),
-            listen: any,
-            admin: any,
-            token_key_file: state_dir.join("token.key"),
-            trust_bundle_out: state_dir.join("trust-bundle.pem"),
-            state_dir,
-            authority: AuthoritySource::Own,
-            leaf_lifetime: Duration::from_secs(3600),
-            stream_age: Duration::from_secs(3600),
-            csr_per_minute: 5,
-            drain_timeout: Duration::from_secs(5),
-            log_format: heddle_runtime::telemetry::Format::Plain,
-            log: "info".to_owned(),
-        };
         let (catalog, compiled) = watch::channel(None);
-        let app = App::new(config).unwrap().with_stall_limit(STALL_LIMIT);
+        let app = App::new(config(&dir)).unwrap().with_stall_limit(STALL_LIMIT);
         let handle = app.serve(compiled, None).await.unwrap();
         Self { handle, catalog, dir }
+    }
+
+    /// Over the files of a directory, as a whole.
+    pub(super) async fn start_over(dir: tempfile::TempDir) -> Self {
+        let handle = App::start(config(&dir), None).await.unwrap();
+        let rig = Self { handle, catalog: watch::Sender::new(None), dir };
+        rig.wait_ready().await;
+        rig
+    }
+
+    /// Ends it and starts another on what it left.
+    pub(super) async fn restart(self) -> Self {
+        self.handle.shutdown(PATIENCE).await;
+        Self::start_over(self.dir).await
+    }
+
+    pub(super) fn write(&self, name: &str, content: &str) {
+        state::write_atomic(&self.dir.path().join(name), content.as_bytes(), 0o644).unwrap();
     }
 
     /// Publishes a catalog one version up.
@@ -179,7 +178,7 @@ impl Rig {
     }
 
     fn client_config(&self, credentials: Option<Credentials>) -> ClientConfig {
-        let pem = std::fs::read(self.dir.path().join("state/trust-bundle.pem")).unwrap();
+        let pem = std::fs::read(self.dir.path().join(".state/trust-bundle.pem")).unwrap();
         let root = CertificateDer::from_pem_slice(&pem).unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let verifier = Arc::new(ProvesControlPlane { root, provider: provider.clone() });
@@ -218,12 +217,34 @@ impl Rig {
     }
 
     pub(super) async fn ctl(&self, line: &str) -> String {
-        let path = self.dir.path().join("state/control.sock");
+        let path = self.dir.path().join(".state/control.sock");
         let mut stream = UnixStream::connect(path).await.unwrap();
         stream.write_all(format!("{line}\n").as_bytes()).await.unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.unwrap();
         answer
+    }
+}
+
+fn config(dir: &tempfile::TempDir) -> Config {
+    let state_dir = dir.path().join(".state");
+    state::create_dir(&state_dir, 0o755).unwrap();
+    state::write_atomic(&state_dir.join("token.key"), KEY, 0o600).unwrap();
+    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    Config {
+        dir: dir.path().to_owned(),
+        listen: any,
+        admin: any,
+        token_key_file: state_dir.join("token.key"),
+        trust_bundle_out: state_dir.join("trust-bundle.pem"),
+        state_dir,
+        authority: AuthoritySource::Own,
+        leaf_lifetime: Duration::from_secs(3600),
+        stream_age: Duration::from_secs(3600),
+        csr_per_minute: 5,
+        drain_timeout: Duration::from_secs(5),
+        log_format: heddle_runtime::telemetry::Format::Plain,
+        log: "info".to_owned(),
     }
 }
 
