@@ -30,7 +30,7 @@ test: lab ## Every test that CI runs: units, network namespaces, house rules (ro
 	@scripts/test --workspace --locked
 
 .PHONY: check
-check: fmt-check lint ## The inner loop: format, lints, unit tests, house rules (no root)
+check: lint ## The inner loop: format, lints, unit tests, house rules (no root)
 	@scripts/test --workspace --locked --exclude heddle-tests
 	@scripts/test --package heddle-tests --locked --lib --test tidy --test docs
 

@@ -190,7 +190,7 @@ fn an_effect_in_a_pure_file_is_found() {
         ("control-plane/src/compile.rs", "async fn compile() {}", true),
         ("proxy/src/snapshot.rs", "use std::net::IpAddr; // no tokio", false),
         ("proxy/src/snapshot.rs", "#[cfg(test)]\nmod tests {\n use tokio as _;\n}", false),
-        ("proxy/src/http1/tests/body.rs", "use tokio::io;", false),
+        ("tests/tests/pure.rs", "use tokio::io;", false),
         ("proxy/src/http.rs", "use tokio::io;", false),
         ("proxy/src/detect_memory.rs", "use tokio::time::Instant;", false),
     ] {

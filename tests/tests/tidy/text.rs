@@ -7,7 +7,11 @@ use super::tree::File;
 pub const CEILING: usize = 400;
 
 /// Files that were longer when they were written. A number here only ever goes down.
-pub const LONGER: &[(&str, usize)] = &[];
+pub const LONGER: &[(&str, usize)] = &[
+    ("control-plane/src/discovery/session.rs", 455),
+    ("proxy/src/exchange.rs", 401),
+    ("proxy/src/outbound/http1.rs", 422),
+];
 
 /// A number of [`LONGER`] may stand this far above the file before it has to be lowered.
 const SLACK: usize = 20;
