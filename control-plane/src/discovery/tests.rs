@@ -173,6 +173,39 @@ async fn one_that_does_not_read_is_cut_and_others_do_not_wait() {
     assert_eq!(rig.metric("heddle_control_plane_streams_open").await, 1.0);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_reaches_hundreds_within_a_second() {
+    let names: Vec<(String, String)> =
+        (0..200).map(|n| (format!("web-{n}"), format!("127.0.1.{n}"))).collect();
+    let pods: Vec<_> =
+        names.iter().map(|(name, address)| fixture::pod(name, "web", &[address])).collect();
+    let rig = Rig::start(&pods, &[]).await;
+    // One certificate of the workload does for all: a stream's pod is told by its address.
+    let (chain, key) = rig.credentials("web-0", "127.0.1.0").await.unwrap();
+    let mut clients = Vec::new();
+    for (name, address) in &names {
+        let credentials = Some((chain.clone(), key.clone_key()));
+        let mut client = rig.connect_with(credentials, address).await.unwrap();
+        client
+            .hello(|hello| {
+                hello.pod.clone_from(name);
+                hello.addresses = vec![WEB.to_owned()];
+            })
+            .await;
+        assert!(client.update().await.complete);
+        clients.push(client);
+    }
+    for round in 0..5 {
+        let started = tokio::time::Instant::now();
+        rig.publish(&pods, &[(format!("10.0.0.{round}").as_str(), true)]);
+        let told = clients.iter_mut().map(async |client| count(&client.update().await));
+        for told in futures::future::join_all(told).await {
+            assert_eq!(told, [ResourceType::Endpoints]);
+        }
+        assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+    }
+}
+
 #[tokio::test]
 async fn a_stream_is_refused_to_all_but_its_pods_proxy() {
     let rig = Rig::start(&web_pods(), &[]).await;
