@@ -1,1 +1,6 @@
-//! placeholder
+//! What tests, demo and benchmarks share.
+
+pub mod app;
+pub mod capture;
+pub mod lab;
+pub mod load;

@@ -1,0 +1,51 @@
+//! Talks to a lab's node process, from another process.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+
+use super::layout::Layout;
+use super::protocol::{Reply, Request, Status};
+
+/// Longer than a graceful stop takes.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// Sends one command and waits for its answer.
+///
+/// # Errors
+/// When the node process does not answer, or answers with a failure.
+pub fn request(layout: &Layout, request: &Request) -> anyhow::Result<Reply> {
+    let dir = layout.dir().display();
+    let mut stream = UnixStream::connect(layout.socket()).with_context(|| {
+        if layout.run().exists() {
+            format!(
+                "the lab of {dir} does not answer; `heddle-lab down --dir {dir}` removes what is left"
+            )
+        } else {
+            format!("no lab of {dir} is up; start it with `heddle-lab up {dir}`")
+        }
+    })?;
+    stream.set_read_timeout(Some(REPLY_TIMEOUT))?;
+    writeln!(stream, "{}", serde_json::to_string(request)?)?;
+    let mut line = String::new();
+    BufReader::new(stream)
+        .read_line(&mut line)
+        .context("the lab's node process does not answer")?;
+    match serde_json::from_str(&line).context("the lab's node process ended while it answered")? {
+        Reply::Failed { message } => bail!(message),
+        reply => Ok(reply),
+    }
+}
+
+/// How the lab is.
+///
+/// # Errors
+/// When the node process does not answer.
+pub fn status(layout: &Layout) -> anyhow::Result<Status> {
+    match request(layout, &Request::Status)? {
+        Reply::Status(status) => Ok(status),
+        other => bail!("unexpected answer {other:?}"),
+    }
+}

@@ -1,0 +1,82 @@
+//! A pod's deletion, as Kubernetes does it: the endpoints hear of it and the hooks start in the
+//! same moment, the sidecar's among them; each application gets SIGTERM after its own hook; the
+//! proxy gets SIGTERM when the applications have gone; what is left when the grace period ends is
+//! killed.
+
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::process::Child;
+
+use super::{Pod, Role, State, processes, state};
+
+impl Pod {
+    pub(super) async fn stop(&mut self) {
+        self.deleted_s = Some(state::now_s());
+        self.report().await;
+        let grace = Duration::from_secs(self.context.spec.grace_s);
+        if tokio::time::timeout(grace, self.stop_gracefully()).await.is_err() {
+            tracing::info!("{}: killed after its grace period", self.context.spec.key);
+        }
+        // Also whatever left its process group.
+        processes::signal_all(&processes::in_netns(&self.context.netns()), Signal::SIGKILL);
+        while let Some(Ok((index, status))) = self.exits.join_next().await {
+            self.note_exit(index, status);
+        }
+    }
+
+    async fn stop_gracefully(&mut self) {
+        let mut drain = self
+            .running_proxy()
+            .and_then(|_| self.spawn_hook(self.context.proxy("drain"), super::PROXY));
+        let mut hooks = Vec::new();
+        for container in &self.containers {
+            if let (Role::Application(spec), Some(pid)) = (&container.role, container.state.pid()) {
+                let hook = spec.pre_stop.clone().and_then(|argv| {
+                    self.spawn_hook(self.context.container(spec, argv), &spec.name)
+                });
+                hooks.push(terminate_after(hook, pid));
+            }
+        }
+        futures::future::join_all(hooks).await;
+        while self.has_running(|role| matches!(role, Role::Application(_))) {
+            self.await_exit().await;
+        }
+        if let Some(drain) = &mut drain {
+            // Its status is in the proxy's log.
+            let _ = drain.wait().await;
+        }
+        if let Some(pid) = self.running_proxy() {
+            let _ = kill(pid, Signal::SIGTERM);
+        }
+        while self.has_running(|role| matches!(role, Role::Proxy)) {
+            self.await_exit().await;
+        }
+    }
+
+    async fn await_exit(&mut self) {
+        if let Some(Ok((index, status))) = self.exits.join_next().await {
+            self.note_exit(index, status);
+            self.report().await;
+        }
+    }
+
+    fn running_proxy(&self) -> Option<Pid> {
+        let proxy = self.containers.iter().find(|c| matches!(c.role, Role::Proxy))?;
+        proxy.state.pid()
+    }
+
+    fn has_running(&self, is_meant: impl Fn(&Role) -> bool) -> bool {
+        self.containers
+            .iter()
+            .any(|c| is_meant(&c.role) && matches!(c.state, State::Running { .. }))
+    }
+}
+
+async fn terminate_after(hook: Option<Child>, pid: Pid) {
+    if let Some(mut hook) = hook {
+        let _ = hook.wait().await;
+    }
+    let _ = kill(pid, Signal::SIGTERM);
+}
