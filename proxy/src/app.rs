@@ -106,9 +106,9 @@ impl App {
         });
 
         let redirection = start_canary(&config, &drain).await?;
-        let (ready, ready_changes) = watch::channel(Readiness::default());
-        let readiness =
+        let inputs =
             readiness::Inputs { shared: shared.clone(), identity: identity.clone(), redirection };
+        let ready = readiness::start(inputs);
         let socket = control::bind(&config.control_socket)
             .map_err(|error| StartError::Socket(config.control_socket.clone(), error))?;
         let (admin_listener, metrics_address) = listen("metrics", config.metrics_listen).await?;
@@ -116,18 +116,17 @@ impl App {
 
         tokio::spawn(certificates.run(drain.clone()));
         tokio::spawn(stream.run(drain.clone()));
-        tokio::spawn(readiness::run(readiness, ready));
         let control = Control {
             shared: shared.clone(),
             identity,
             signal: signal.clone(),
-            ready: ready_changes.clone(),
+            ready: ready.clone(),
             level,
         };
         tokio::spawn(control::run(socket, Arc::new(control)));
-        let admin = Admin { ready: ready_changes.clone(), registry, extra: axum::Router::new() };
+        let admin = Admin { ready: ready.clone(), registry, extra: axum::Router::new() };
         tokio::spawn(admin::serve(admin_listener, admin, drain));
-        Ok(Self { metrics_address, ready: ready_changes, shared, signal, threads, _lock: lock })
+        Ok(Self { metrics_address, ready, shared, signal, threads, _lock: lock })
     }
 
     /// Finishes what is in flight, for at most the configured time, then ends everything.

@@ -27,8 +27,17 @@ pub(super) struct Inputs {
 /// Why a condition does not hold; `None` when it does.
 type Missing = Option<String>;
 
+/// What is known before any task has run, so that nobody ever sees a proxy that seems ready because
+/// it has not looked yet.
+pub(super) fn start(inputs: Inputs) -> watch::Receiver<Readiness> {
+    let (ready, changes) = watch::channel(Readiness::default());
+    publish(&inputs, &ready);
+    tokio::spawn(run(inputs, ready));
+    changes
+}
+
 /// Keeps `ready` true to the inputs until the drain's abort.
-pub(super) async fn run(mut inputs: Inputs, ready: watch::Sender<Readiness>) {
+async fn run(mut inputs: Inputs, ready: watch::Sender<Readiness>) {
     let drain = inputs.shared.drain.clone();
     let mut snapshots = inputs.shared.snapshots.clone();
     let mut credentials = inputs.shared.credentials.clone();
