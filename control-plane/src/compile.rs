@@ -41,6 +41,7 @@ enum Unit {
     Service(Id),
     Split(Id),
     Policy(Id),
+    Authorization(Id),
     Pod(Id),
     Address(IpAddr),
 }
@@ -106,6 +107,9 @@ impl Compiler {
         }
         for id in &changed.policies {
             draft.compile_policy(id);
+        }
+        for id in &changed.authorizations {
+            draft.check_authorization(id);
         }
         for id in &changed.pods {
             draft.compile_pod(id);

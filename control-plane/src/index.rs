@@ -51,6 +51,7 @@ pub struct Changed {
     pub(crate) splits: BTreeSet<Id>,
     /// Services whose policy may be another.
     pub(crate) policies: BTreeSet<Id>,
+    pub(crate) authorizations: BTreeSet<Id>,
 }
 
 impl Changed {
@@ -62,6 +63,7 @@ impl Changed {
         self.addresses.extend(other.addresses);
         self.splits.extend(other.splits);
         self.policies.extend(other.policies);
+        self.authorizations.extend(other.authorizations);
     }
 }
 
@@ -198,6 +200,7 @@ impl Index {
                 changed.policies.insert(facts::policy_target(policy));
             }
             Object::AuthorizationPolicy(policy) => {
+                changed.authorizations.insert(id.clone());
                 let selector = Some(&policy.spec.target_ref.selector);
                 self.mark_pods(&policy.metadata, selector, changed);
             }
@@ -230,9 +233,12 @@ impl Index {
             changed.pods.extend(ids(Kind::Pod));
             changed.addresses.extend(self.pods_at.keys().copied());
         }
+        // A split says what is wrong with its backends: that they do not exist, or are split too.
+        let backends = changed.services.iter().chain(&changed.splits);
+        let to = backends.flat_map(|service| self.splits_to.of(service));
+        let to: Vec<_> = to.filter_map(|id| self.split(id)).map(facts::split_target).collect();
+        changed.splits.extend(to);
         for service in &changed.services {
-            let to = self.splits_to.of(service).filter_map(|id| self.split(id));
-            changed.splits.extend(to.map(facts::split_target));
             if self.splits_of.of(service).next().is_some() {
                 changed.splits.insert(service.clone());
             }

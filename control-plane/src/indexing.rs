@@ -70,3 +70,76 @@ impl Publisher {
         self.issues = issues.to_vec();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use heddle_api::proto::v1::ResourceType;
+    use heddle_resources::{Kind, ObjectKey};
+
+    use super::*;
+    use crate::index::Event;
+    use crate::index::tests::{objects, ours, service};
+
+    fn batch(text: &str, initial: bool) -> Batch {
+        let events = objects(text).into_iter().map(Event::Apply).collect();
+        Batch { events, initial, refused: Vec::new() }
+    }
+
+    #[tokio::test]
+    async fn nothing_is_published_before_everything_is_read() {
+        let (source, batches) = mpsc::channel(8);
+        let (sender, mut catalog) = watch::channel(None);
+        let mut number = 0;
+        let task = tokio::spawn(run(batches, sender, move || {
+            number += 1;
+            Version { epoch: 3, number }
+        }));
+        source.send(batch(&service("a", "10.96.0.1"), false)).await.unwrap();
+        source.send(batch(&service("b", "10.96.0.2"), true)).await.unwrap();
+        catalog.changed().await.unwrap();
+        let first = catalog.borrow_and_update().clone().unwrap();
+        assert_eq!(first.version(), Version { epoch: 3, number: 1 });
+        assert_eq!(first.iter().filter(|one| one.key.kind == ResourceType::Service).count(), 2);
+
+        // What changes nothing is not published; what does, whole.
+        source.send(batch(&service("a", "10.96.0.1"), false)).await.unwrap();
+        let split = ours(
+            "TrafficSplit",
+            "s",
+            "{ service: a, backends: [{ service: c, weight: 1 }, { service: b, weight: 1 }] }",
+        );
+        let mut both = batch(&(split + &service("c", "10.96.0.3")), false);
+        both.events.push(Event::Delete(ObjectKey::new(Kind::Service, "shop", "b")));
+        source.send(both).await.unwrap();
+        catalog.changed().await.unwrap();
+        let second = catalog.borrow_and_update().clone().unwrap();
+        assert_eq!(second.version(), Version { epoch: 3, number: 2 });
+        let closure = second.closure("10.96.0.1:80".parse().unwrap());
+        let names: Vec<_> = closure.iter().map(|one| &*one.key.name).collect();
+        assert!(names.contains(&"shop/c:80") && !names.contains(&"shop/b:80"), "{names:?}");
+        assert_eq!(second.issues().len(), 1, "the backend that is gone");
+
+        drop(source);
+        task.await.unwrap();
+    }
+
+    #[test]
+    fn what_the_source_refuses_is_an_issue() {
+        let mut publisher = Publisher::default();
+        let mut next = || Version { epoch: 1, number: 1 };
+        let refused = Issue {
+            kind: "File".to_owned(),
+            namespace: String::new(),
+            name: "a.yaml".to_owned(),
+            location: "a.yaml:1:1".to_owned(),
+            path: String::new(),
+            message: "x".to_owned(),
+        };
+        let batch = |refused| Batch { events: Vec::new(), initial: true, refused };
+        let catalog = publisher.apply(batch(vec![refused.clone()]), &mut next).unwrap();
+        assert_eq!(catalog.issues(), [refused]);
+        let catalog = publisher.apply(batch(Vec::new()), &mut next).unwrap();
+        assert_eq!(catalog.issues(), []);
+        assert!(publisher.apply(batch(Vec::new()), &mut next).is_none());
+    }
+}

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
+use heddle_api::names::API_VERSION;
 use serde::de::DeserializeOwned;
 
 use crate::crd::{AuthorizationPolicy, Mesh, MeshTLSPolicy};
@@ -190,7 +191,8 @@ impl Reader<'_> {
         head: &Head<'_>,
         wrap: fn(Arc<T>) -> Object,
     ) -> Option<Object> {
-        let value = head.node.to_json();
+        let is_ours = head.node.field("apiVersion").and_then(Node::as_str) == Some(API_VERSION);
+        let value = head.node.to_json(is_ours);
         let mut unknown = Vec::new();
         let mut ignored = |path: serde_ignored::Path<'_>| unknown.push(explain::ignored(&path));
         let deserializer = serde_ignored::Deserializer::new(value, &mut ignored);

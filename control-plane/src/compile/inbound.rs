@@ -139,6 +139,18 @@ impl Draft<'_> {
         modes
     }
 
+    /// Reports what is written with one meaning and easily read with another.
+    pub(super) fn check_authorization(&mut self, id: &Id) {
+        let rules = self.index.authorization(id).map(|policy| policy.spec.rules.as_slice());
+        let nobody = rules.unwrap_or_default().iter().enumerate();
+        let issues = nobody.filter(|(_, rule)| rule.from.is_empty()).map(|(at, _)| {
+            let path = format!("spec.rules[{at}].from");
+            let message = "is empty and matches nobody; write `- anyone: true` to mean everybody";
+            issue(self.index, Kind::AuthorizationPolicy, id, path, message)
+        });
+        self.report(Unit::Authorization(id.clone()), issues.collect());
+    }
+
     fn authorizations(&self, pod: &Pod) -> Vec<v1::Authorization> {
         let index = self.index;
         let all = index.in_namespace(Kind::AuthorizationPolicy, facts::namespace(&pod.metadata));

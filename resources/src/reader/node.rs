@@ -149,16 +149,20 @@ impl Node {
         at
     }
 
-    pub(super) fn to_json(&self) -> serde_json::Value {
+    /// `keep_null` false: a field that is null is left out, which is how Kubernetes writes empty
+    /// lists (`endpoints: null`).
+    pub(super) fn to_json(&self, keep_null: bool) -> serde_json::Value {
         match &self.value {
             Value::Null => serde_json::Value::Null,
             Value::Bool(value) => (*value).into(),
             Value::Number(number) => number.clone().into(),
             Value::String(text) => text.as_str().into(),
-            Value::List(items) => items.iter().map(Self::to_json).collect(),
-            Value::Map(entries) => {
-                entries.iter().map(|entry| (entry.key.clone(), entry.value.to_json())).collect()
-            }
+            Value::List(items) => items.iter().map(|item| item.to_json(keep_null)).collect(),
+            Value::Map(entries) => entries
+                .iter()
+                .filter(|entry| keep_null || !entry.value.is_null())
+                .map(|entry| (entry.key.clone(), entry.value.to_json(keep_null)))
+                .collect(),
         }
     }
 

@@ -112,7 +112,11 @@ fn reads_lists_json_empty_documents_and_anchors() {
     let json = r#"{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "a"}}"#;
     let anchors = "apiVersion: v1\nkind: Service\nmetadata: { name: web, labels: &l { app: web } }\n\
                    spec: { selector: *l, ports: [{ port: 80 }] }\n";
-    for (text, count) in [(list, 2), (json, 1), (anchors, 1), ("", 0), ("# only this\n", 0)] {
+    let null = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: { name: a }\n\
+                addressType: IPv4\nendpoints: null\nports: null\n";
+    for (text, count) in
+        [(null, 1), (list, 2), (json, 1), (anchors, 1), ("", 0), ("# only this\n", 0)]
+    {
         let reading = read("a.yaml", text);
         assert_eq!((reading.objects.len(), reading.errors), (count, vec![]), "{text}");
     }
