@@ -320,18 +320,19 @@ async fn serve_opaque(mut conn: Conn, worker: &Rc<Worker>, call: &Call) {
 
 async fn forward(conn: Conn, up: Conn, worker: &Rc<Worker>, call: &Call) {
     let record = telemetry::Connection::inbound(worker, call.source.as_ref(), call.local);
-    let withdrawn = withdrawn(worker, call);
+    let withdrawn = withdrawn(worker, |policy| policy.authorize_opaque(call.caller()));
     let transfer = tcp::forward(conn, up, None, withdrawn).await;
     record.end(&transfer);
 }
 
-/// Resolves when the policy stops allowing an opaque connection that it allowed.
-async fn withdrawn(worker: &Worker, call: &Call) {
+/// Resolves when the policy stops allowing what it allowed: a connection outlives its policy, its
+/// right does not.
+async fn withdrawn(worker: &Worker, authorize: impl Fn(&InboundPolicy) -> Decision) {
     let mut changes = worker.snapshot_changes();
     while changes.changed().await.is_ok() {
         let inbound = changes.borrow_and_update().inbound.clone();
         let allowed = match inbound {
-            Inbound::Active(policy) => policy.authorize_opaque(call.caller()).is_allowed(),
+            Inbound::Active(policy) => authorize(&policy).is_allowed(),
             Inbound::Missing | Inbound::Unusable => false,
         };
         if !allowed {

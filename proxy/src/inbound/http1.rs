@@ -10,7 +10,7 @@ use heddle_policy::authorize::Request as Judged;
 use heddle_policy::retry::is_idempotent;
 use tokio::time::{Duration, Instant, timeout};
 
-use super::{Call, DIAL_TIMEOUT, check, receive};
+use super::{Call, DIAL_TIMEOUT, check, receive, withdrawn};
 use crate::error::{Error, Reason};
 use crate::exchange::{
     End, Judgement, Outgoing, Patience, ReadError, Upstream, exchange, read_request_head,
@@ -71,7 +71,7 @@ pub(super) async fn serve(mut down: Conn, worker: &Rc<Worker>, call: &Call) {
             Next::Request => {}
             Next::Close => return,
             Next::Linger => return linger(&mut down).await,
-            Next::Tunnel(up) => return tunnel(worker, call, down, *up).await,
+            Next::Tunnel(up) => return tunnel(worker, call, down, *up, judged).await,
         }
         wire = request.into_buffer();
     }
@@ -280,10 +280,12 @@ impl Request<'_> {
     }
 }
 
-/// After 101, or 2xx to CONNECT: opaque bytes until both sides have closed.
-async fn tunnel(worker: &Rc<Worker>, call: &Call, down: Conn, up: Upstream) {
+/// After 101, or 2xx to CONNECT: opaque bytes until both sides have closed, as long as the request
+/// that began it would still be allowed.
+async fn tunnel(worker: &Rc<Worker>, call: &Call, down: Conn, up: Upstream, judged: Judged<'_>) {
     let record = telemetry::Connection::inbound(worker, call.source.as_ref(), call.local);
-    let transfer = tcp::forward(down, up.conn, None, std::future::pending()).await;
+    let withdrawn = withdrawn(worker, |policy| policy.authorize_request(call.caller(), judged));
+    let transfer = tcp::forward(down, up.conn, None, withdrawn).await;
     record.end(&transfer);
 }
 
