@@ -2,7 +2,8 @@
 #
 # One cargo profile (dev, with optimised dependencies) and one set of features serve the lab, the
 # demo and the tests, so that a clean machine compiles every dependency once. Only `make bench`
-# builds for release.
+# builds for release, and the sidecar by itself: with the features it ships with, not the union of
+# what the workspace asks for.
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -32,7 +33,7 @@ test: lab ## Every test that CI runs: units, network namespaces, house rules (ro
 .PHONY: check
 check: lint ## The inner loop: format, lints, unit tests, house rules (no root)
 	@scripts/test --workspace --locked --exclude heddle-tests
-	@scripts/test --package heddle-tests --locked --lib --test tidy --test docs
+	@scripts/test --package heddle-tests --locked --lib --test tidy --test docs --test 'direct_*'
 
 .PHONY: lint
 lint: fmt-check ## Format and clippy, warnings refused
@@ -54,6 +55,21 @@ lab: ## Build the mesh and the lab; leaves target/lab/heddle-lab
 	$(CARGO) build --workspace --bins --locked
 	@mkdir -p $(LAB)
 	@for program in $(PROGRAMS); do ln -f $(TARGET)/debug/$$program $(LAB)/$$program; done
+
+.PHONY: bench
+bench: PROFILE := $(if $(QUICK),quick-release,release)
+bench: ## Side by side with Envoy and HAProxy; QUICK=1 for five minutes (root, Linux)
+	@scripts/prepare lab
+	$(CARGO) build --profile $(PROFILE) --locked --package heddle-proxy
+	$(CARGO) build --profile $(PROFILE) --locked --package heddle-init \
+		--package heddle-control-plane --package heddle-bench
+	@peers=$$(bench/prepare); \
+		$(TARGET)/$(PROFILE)/heddle-bench run $$peers $(if $(QUICK),--quick)
+
+.PHONY: gen
+gen: ## Write into docs/ what the last bench and the last demo measured
+	@[ ! -f $(TARGET)/bench/report.json ] || $(CARGO) run --locked --package heddle-bench -- render
+	@[ ! -f $(TARGET)/demo/timeline.svg ] || cp $(TARGET)/demo/timeline.svg docs/demo-timeline.svg
 
 .PHONY: audit
 audit: ## Licences, sources and bans of every dependency (deny.toml)

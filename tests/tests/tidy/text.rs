@@ -8,7 +8,6 @@ pub const CEILING: usize = 400;
 
 /// Files that were longer when they were written. A number here only ever goes down.
 pub const LONGER: &[(&str, usize)] = &[
-    ("control-plane/src/discovery/session.rs", 455),
     ("proxy/src/exchange.rs", 401),
     ("proxy/src/outbound/http1.rs", 422),
 ];
