@@ -57,6 +57,8 @@ pub struct Standing {
     pub rejected: u64,
     /// Some of those that rejected it.
     pub rejecting: Vec<Rejecting>,
+    /// The first rejection has been told: one proxy that wavers fills no log.
+    announced: bool,
 }
 
 /// A proxy that rejected a resource, and why.
@@ -123,7 +125,7 @@ impl Fleet {
         if standing.rejecting.len() < NAMED_LIMIT {
             standing.rejecting.push(rejection);
         }
-        before != Verdict::Rejected && standing.rejected == 1
+        !std::mem::replace(&mut standing.announced, true)
     }
 
     /// Orders proxies to renew their certificates: one, or all. Returns how many were reached.

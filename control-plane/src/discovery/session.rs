@@ -1,15 +1,14 @@
 //! One proxy's stream, top to bottom: hello, its answer, then changes, subscriptions, reports and
 //! orders until it ends. Waits for nobody else, and nobody waits for it.
 
-use std::collections::{BTreeSet, HashMap};
-use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
 
 use heddle_api::identity::SpiffeId;
 use heddle_api::proto::v1::{
-    Hello, Reconnect, RenewCertificate, Report, ResourceReport, ResourceType, Subscribe,
-    ToControlPlane, TryAnother, Version, to_control_plane, to_proxy,
+    Reconnect, RenewCertificate, ResourceType, Subscribe, ToControlPlane, TryAnother,
+    to_control_plane, to_proxy,
 };
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -18,17 +17,19 @@ use tonic::{Status, Streaming};
 
 use super::accept::Caller;
 use super::debounce::Debounce;
-use super::fleet::{Fleet, Member, Rejecting};
-use super::ledger::{Difference, Ledger, Verdict, wanted};
+use super::fleet::{Fleet, Member};
+use super::ledger::{Difference, Verdict, wanted};
 use super::outbox::{Outbox, Unsent};
 use super::pack::{BODY_LIMIT, Set, pack};
 use crate::authn::verify_stream;
 use crate::catalog::{Encoded, Key, Subscriber};
-use crate::metrics::{Metrics, kind_label, rejection_label};
+use crate::metrics::{Metrics, kind_label};
 use crate::served::Served;
 use crate::version::order;
 
-const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+mod hello;
+mod report;
+
 const ADDRESSES_A_MESSAGE: usize = 256;
 const ADDRESSES_A_STREAM: usize = 65_536;
 /// Text that a proxy chose, kept of it at most.
@@ -139,20 +140,20 @@ impl Session {
         inbound: &mut Streaming<ToControlPlane>,
         outbox: &mut Outbox,
     ) -> Result<Self, Ended> {
-        let hello = receive_hello(inbound).await?;
+        let hello = hello::receive(inbound).await?;
         let mut served = context.served.clone();
         let Some(current) = served.borrow_and_update().clone() else {
             let status = Status::unavailable("the sources have not been read yet");
             return Err(Ended::Refused("not_ready", status));
         };
-        let uid = authorize(&context.metrics, &current, &hello, &identity, caller)?;
+        let uid = hello::authorize(&context.metrics, &current, &hello, &identity, caller)?;
         if order(hello.high_water.unwrap_or_default()) > order(current.version) {
             let message = TryAnother { server_version: Some(current.version) };
             outbox.send(to_proxy::Message::TryAnother(message)).await?;
             return Err(Ended::Behind);
         }
-        let subscriptions = parse_addresses(&hello.addresses)?.into_iter().collect();
-        let member = join(&context.fleet, &hello, identity, caller, subscriptions);
+        let subscriptions = hello::parse_addresses(&hello.addresses)?.into_iter().collect();
+        let member = hello::join(&context.fleet, &hello, identity, caller, subscriptions);
         let session = Self {
             context: Context { served, ..context },
             member,
@@ -246,7 +247,7 @@ impl Session {
                 self.subscribe(subscribe, outbox).await
             }
             Some(to_control_plane::Message::Report(report)) => {
-                self.note_report(report);
+                report::note_all(&self.context, &self.member, report);
                 Ok(())
             }
             Some(to_control_plane::Message::Hello(_)) => Err(protocol("hello was said already")),
@@ -260,7 +261,8 @@ impl Session {
         if subscribe.add.len().max(subscribe.remove.len()) > ADDRESSES_A_MESSAGE {
             return Err(protocol("more than 256 addresses in one message"));
         }
-        let (add, remove) = (parse_addresses(&subscribe.add)?, parse_addresses(&subscribe.remove)?);
+        let (add, remove) =
+            (hello::parse_addresses(&subscribe.add)?, hello::parse_addresses(&subscribe.remove)?);
         {
             let mut ledger = self.member.lock_ledger();
             for address in &remove {
@@ -391,89 +393,6 @@ impl Session {
             Err(refusal) => Err(Ended::Refused("pod_gone", refusal.into())),
         }
     }
-
-    fn note_report(&self, report: Report) {
-        for report in report.resources {
-            self.note_verdict(report);
-        }
-    }
-
-    fn note_verdict(&self, report: ResourceReport) {
-        let Ok(kind) = ResourceType::try_from(report.r#type) else { return };
-        let key = Key::new(kind, report.name);
-        let verdict = if report.rejection.is_some() { Verdict::Rejected } else { Verdict::Active };
-        let before = self.member.lock_ledger().judge(&key, report.hash, verdict);
-        let Some(before) = before.filter(|before| *before != verdict) else { return };
-        let pod = &self.member.pod;
-        let rejection = report.rejection.map(|rejection| Rejecting {
-            pod: pod.clone(),
-            reason: rejection_label(rejection.reason()),
-            path: bounded(rejection.path),
-            message: bounded(rejection.message),
-        });
-        if let Some(Rejecting { reason, path, message, .. }) = &rejection {
-            let labels = [kind_label(key.kind), reason];
-            self.context.metrics.rejections.with_label_values(&labels).inc();
-            tracing::debug!(%pod, kind = labels[0], name = ?key.name, reason, ?path, ?message,
-                "resource rejected");
-        }
-        let reason = rejection.as_ref().map(|rejection| rejection.reason);
-        if self.context.fleet.judged(&key, report.hash, before, pod, rejection) {
-            tracing::warn!(kind = kind_label(key.kind), name = ?key.name, %pod, reason,
-                "a resource is rejected by its first proxy");
-        }
-    }
-}
-
-async fn receive_hello(inbound: &mut Streaming<ToControlPlane>) -> Result<Hello, Ended> {
-    match tokio::time::timeout(HELLO_TIMEOUT, inbound.message()).await {
-        Ok(Ok(Some(ToControlPlane { message: Some(to_control_plane::Message::Hello(hello)) }))) => {
-            Ok(hello)
-        }
-        Ok(Ok(Some(_))) => Err(protocol("the first message must be hello")),
-        Ok(Ok(None) | Err(_)) => Err(Ended::ByProxy),
-        Err(_) => {
-            Err(Ended::Refused("no_hello", Status::deadline_exceeded("no hello in 10 seconds")))
-        }
-    }
-}
-
-fn authorize(
-    metrics: &Metrics,
-    current: &Served,
-    hello: &Hello,
-    identity: &SpiffeId,
-    caller: &Caller,
-) -> Result<Arc<str>, Ended> {
-    verify_stream(&current.catalog, &hello.namespace, &hello.pod, identity, caller.peer)
-        .map(|pod| pod.uid.clone())
-        .map_err(|refusal| {
-            metrics.authentication_refused.with_label_values(&[refusal.reason()]).inc();
-            Ended::Refused("not_authorized", refusal.into())
-        })
-}
-
-fn join(
-    fleet: &Fleet,
-    hello: &Hello,
-    identity: SpiffeId,
-    caller: &Caller,
-    subscriptions: BTreeSet<SocketAddr>,
-) -> Arc<Member> {
-    let member = Arc::new(Member {
-        pod: format!("{}/{}", hello.namespace, hello.pod).into(),
-        identity,
-        peer: caller.peer,
-        proxy_version: bounded(hello.proxy_version.clone()),
-        level: hello.level,
-        since: SystemTime::now(),
-        ledger: Mutex::new(Ledger { subscriptions, ..Ledger::default() }),
-        version: Mutex::new(Version::default()),
-        renewals: watch::Sender::new(0),
-        superseded: CancellationToken::new(),
-    });
-    fleet.join(member.clone());
-    member
 }
 
 async fn reconnect(outbox: &mut Outbox) -> Result<(), Ended> {
@@ -486,19 +405,6 @@ async fn sleep_until(due: Option<Instant>) {
         Some(due) => tokio::time::sleep_until(due).await,
         None => std::future::pending().await,
     }
-}
-
-/// Addresses in the one form that names their resource.
-fn parse_addresses(texts: &[String]) -> Result<Vec<SocketAddr>, Ended> {
-    if texts.len() > ADDRESSES_A_STREAM {
-        return Err(protocol("more than 65536 addresses on one stream"));
-    }
-    let parse = |text: &String| {
-        let address =
-            text.parse::<SocketAddr>().ok().filter(|address| address.to_string() == *text);
-        address.ok_or_else(|| protocol("an address is not of the form 10.0.0.1:80 or [fd00::1]:80"))
-    };
-    texts.iter().map(parse).collect()
 }
 
 fn protocol(message: &str) -> Ended {
