@@ -154,9 +154,10 @@ fn code(path: &str) -> String {
 
 #[test]
 fn every_variable_is_documented_and_exists() {
-    let (proxy, control_plane) = (code("proxy/src/config.rs"), code("control-plane/src/config.rs"));
-    let mut read_by_code = names(&proxy, "HEDDLE_");
-    read_by_code.extend(names(&control_plane, "HEDDLE_"));
+    let configs =
+        ["proxy", "control-plane", "init"].map(|part| code(&format!("{part}/src/config.rs")));
+    let mut read_by_code: BTreeSet<_> =
+        configs.iter().flat_map(|config| names(config, "HEDDLE_")).collect();
     // An example in a comment, of what Kubernetes sets.
     read_by_code.remove("HEDDLE_WEB_SERVICE_HOST");
     let document = read("docs/operations.md");
