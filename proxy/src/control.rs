@@ -17,7 +17,7 @@ use heddle_runtime::telemetry::LevelHandle;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use crate::identity;
 use crate::worker::Shared;
@@ -28,8 +28,6 @@ const MAX_CONNECTIONS: usize = 16;
 const MAX_LINE: u64 = 512;
 const LINE_TIMEOUT: Duration = Duration::from_secs(5);
 const RENEW_TIMEOUT: Duration = Duration::from_secs(15);
-/// How often a drain looks whether the last connection has gone.
-const DRAIN_LOOK: Duration = Duration::from_millis(50);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What the verbs act on.
@@ -171,10 +169,8 @@ async fn obey(verb: Verb, control: &Control) -> Result<String, String> {
 async fn wait_until_drained(control: &Control) -> String {
     control.signal.start();
     let connections = &control.shared.connections;
-    let deadline = Instant::now() + control.shared.config.drain_timeout;
-    while connections.open() > 0 && Instant::now() < deadline {
-        tokio::time::sleep(DRAIN_LOOK).await;
-    }
+    // What is left at the timeout is told below.
+    let _ = timeout(control.shared.config.drain_timeout, connections.none_left()).await;
     match connections.open() {
         0 => "drained: no connection is left\n".to_owned(),
         left => format!("draining: {left} connections are left after the drain timeout\n"),
@@ -207,11 +203,22 @@ async fn renew(control: &Control) -> Result<String, String> {
         credentials.borrow().as_ref().map(|own| own.serial().to_string())
     };
     let before = serial(&credentials);
+    let mut failures = control.identity.failures();
+    failures.mark_unchanged();
     control.identity.renew();
     let renewed = credentials
         .wait_for(|own| own.as_ref().is_some_and(|own| Some(own.serial().to_string()) != before));
-    let in_time = matches!(timeout(RENEW_TIMEOUT, renewed).await, Ok(Ok(_)));
-    if !in_time {
+    // Only a failure after the order counts, not the one that may have led to it.
+    let failed = async {
+        while failures.changed().await.is_ok() && failures.borrow_and_update().is_none() {}
+    };
+    let outcome = timeout(RENEW_TIMEOUT, async {
+        tokio::select! {
+            renewed = renewed => renewed.is_ok(),
+            () = failed => false,
+        }
+    });
+    if !outcome.await.unwrap_or(false) {
         let failure = control.identity.last_failure();
         return Err(failure.map_or_else(|| "no answer yet".to_owned(), |text| text.to_string()));
     }

@@ -153,6 +153,12 @@ impl Handle {
         self.credentials.clone()
     }
 
+    /// Why each attempt failed, as it does; `None` after a success.
+    #[must_use]
+    pub fn failures(&self) -> watch::Receiver<Option<Arc<str>>> {
+        self.last_failure.clone()
+    }
+
     /// Why the last attempt failed; `None` after a success.
     #[must_use]
     pub fn last_failure(&self) -> Option<Arc<str>> {

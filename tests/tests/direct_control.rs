@@ -19,6 +19,8 @@ use tokio::time::timeout;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const WEB: &str = "10.96.0.1:80";
+const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: { name: web, namespace: shop }\n\
+    spec: { clusterIP: 10.96.0.1, ports: [{ name: http, port: 80 }] }\n";
 const TOKEN_KEY: &[u8] = b"a key of at least thirty-two bytes";
 
 /// A directory of manifests with its state, and the bootstrap files of the pod `shop/web-1`, whose
@@ -34,6 +36,7 @@ impl World {
         let key = world.state("token.key");
         std::fs::write(&key, TOKEN_KEY).unwrap();
         std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
+        std::fs::write(world.dir.path().join("web.yaml"), SERVICE).unwrap();
         world.publish(&["10.0.0.1"]);
         world.write_token(TOKEN_KEY);
         world
@@ -43,7 +46,7 @@ impl World {
         self.dir.path().join(".state").join(name)
     }
 
-    /// One pod with a proxy, and one Service with these endpoints.
+    /// One pod with a proxy, and the Service's endpoints.
     fn publish(&self, endpoints: &[&str]) {
         let endpoints: String = endpoints
             .iter()
@@ -57,11 +60,6 @@ impl World {
              {{ name: heddle-proxy, image: x }}] }}\n\
              status: {{ phase: Running, podIPs: [{{ ip: 127.0.0.1 }}] }}\n\
              ---\n\
-             apiVersion: v1\n\
-             kind: Service\n\
-             metadata: {{ name: web, namespace: shop }}\n\
-             spec: {{ clusterIP: 10.96.0.1, ports: [{{ name: http, port: 80 }}] }}\n\
-             ---\n\
              apiVersion: discovery.k8s.io/v1\n\
              kind: EndpointSlice\n\
              metadata: {{ name: web-1, namespace: shop, labels: {{ kubernetes.io/service-name: web }} }}\n\
@@ -69,7 +67,7 @@ impl World {
              ports: [{{ name: http, port: 8080 }}]\n\
              endpoints:\n{endpoints}"
         );
-        let staged = self.dir.path().join("staged");
+        let staged = self.dir.path().join(".staged");
         std::fs::write(&staged, text).unwrap();
         std::fs::rename(staged, self.state("objects.yaml")).unwrap();
     }
