@@ -54,6 +54,7 @@ impl Side {
             destinations: Destinations::detached(),
             metrics: Metrics::register(&prometheus::Registry::new()).unwrap(),
             connections: Connections::new(100),
+            inbound: Connections::new(100),
             drain: watch,
             started: Instant::now(),
         }));

@@ -84,11 +84,12 @@ pub async fn run(listener: TcpListener, direction: Direction, worker: Rc<Worker>
                 continue;
             }
         };
-        let limit = worker.shared.connections.try_begin();
-        let Some(slot) = limit else {
+        let shared = &worker.shared;
+        let Some(slot) = shared.connections.try_begin() else {
             reset(&tcp);
             continue;
         };
+        let inbound = (direction == Direction::Inbound).then(|| shared.inbound.try_begin());
         let _ = tcp.set_nodelay(true);
         let Some(original) = original_destination(&tcp) else {
             reset(&tcp);
@@ -108,7 +109,7 @@ pub async fn run(listener: TcpListener, direction: Direction, worker: Rc<Worker>
                 () = serve => {}
                 () = aborted.aborted() => {}
             }
-            drop((slot, work));
+            drop((slot, inbound, work));
         });
     }
 }

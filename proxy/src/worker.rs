@@ -8,14 +8,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use heddle_runtime::drain;
-use tokio::sync::watch;
-use tokio::time::{Duration, Instant, timeout};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Duration, Instant, sleep, timeout};
 
 use crate::config::Config;
 use crate::detect_memory::DetectMemory;
 use crate::discovery::Destinations;
 use crate::error::Error;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, PoolProtocol, PoolState};
 use crate::pool::Pool;
 use crate::pool::streams::Streams;
 use crate::snapshot::{Destination, Inbound, Snapshot};
@@ -23,6 +23,9 @@ use crate::tls::Credentials;
 
 /// How long a first use of a destination waits for the control plane's word.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often idle connections are looked through.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Process-wide parts. Cheap to share, written by the control side only.
 pub struct Shared {
@@ -38,6 +41,8 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// Connections being served, and their limit.
     pub connections: Connections,
+    /// Those of them that come from outside, to the application.
+    pub inbound: Connections,
     /// Phases of the end.
     pub drain: drain::Watch,
     /// Monotonic times are counted from here.
@@ -47,40 +52,56 @@ pub struct Shared {
 /// Counts the connections being served in the process.
 #[derive(Clone)]
 pub struct Connections {
-    open: Arc<AtomicUsize>,
+    count: Arc<Count>,
     limit: usize,
 }
 
+#[derive(Default)]
+struct Count {
+    open: AtomicUsize,
+    none_left: Notify,
+}
+
 /// One connection being served. Ends when dropped.
-pub struct Slot(Arc<AtomicUsize>);
+pub struct Slot(Arc<Count>);
 
 impl Connections {
     /// At most `limit` at once.
     #[must_use]
     pub fn new(limit: usize) -> Self {
-        Self { open: Arc::default(), limit }
+        Self { count: Arc::default(), limit }
     }
 
     /// Takes a slot; `None` at the limit.
     #[must_use]
     pub fn try_begin(&self) -> Option<Slot> {
-        if self.open.fetch_add(1, Relaxed) >= self.limit {
-            self.open.fetch_sub(1, Relaxed);
-            return None;
-        }
-        Some(Slot(self.open.clone()))
+        let slot = Slot(self.count.clone());
+        (self.count.open.fetch_add(1, Relaxed) < self.limit).then_some(slot)
     }
 
     /// Connections being served now.
     #[must_use]
     pub fn open(&self) -> usize {
-        self.open.load(Relaxed)
+        self.count.open.load(Relaxed)
+    }
+
+    /// Resolves when no connection is being served.
+    pub async fn none_left(&self) {
+        loop {
+            let left = self.count.none_left.notified();
+            if self.open() == 0 {
+                return;
+            }
+            left.await;
+        }
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Relaxed);
+        if self.0.open.fetch_sub(1, Relaxed) == 1 {
+            self.0.none_left.notify_waiters();
+        }
     }
 }
 
@@ -114,6 +135,24 @@ impl Worker {
             snapshot: RefCell::new(snapshot),
             random: Cell::new(rand::random()),
         })
+    }
+
+    /// Closes what has been idle too long, for as long as the thread lives.
+    pub async fn keep_house(self: Rc<Self>) {
+        let gauges = &self.shared.metrics;
+        let (h1, h2) = (PoolProtocol::Http1, PoolProtocol::Http2);
+        let mut kept = [0; 2];
+        loop {
+            sleep(SWEEP_INTERVAL).await;
+            self.pool.sweep();
+            self.streams.sweep();
+            let now = [self.pool.len(), self.streams.len()];
+            for ((protocol, before), now) in [h1, h2].into_iter().zip(&mut kept).zip(now) {
+                let now = i64::try_from(now).unwrap_or(i64::MAX);
+                gauges.pool(protocol, PoolState::Idle).add(now - *before);
+                *before = now;
+            }
+        }
     }
 
     /// The present snapshot: one consistent view, to be taken once per TCP connection and again per

@@ -93,6 +93,19 @@ impl Streams {
         Ok(lease)
     }
 
+    /// Connections kept, as far as nobody is just making one.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        let shelves = self.by_endpoint.borrow();
+        shelves.values().filter_map(|shelf| Some(shelf.try_lock().ok()?.len())).sum()
+    }
+
+    /// True when none is kept.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Forgets connections that have ended, and closes those that carry nothing.
     pub fn sweep(&self) {
         self.by_endpoint.borrow_mut().retain(|_, shelf| {
