@@ -1,3 +1,5 @@
+//! Tokens and certificates, each wrong in one way.
+
 use std::time::Duration;
 
 use rcgen::{CertificateParams, KeyPair, SanType};

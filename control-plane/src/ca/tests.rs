@@ -1,3 +1,5 @@
+//! Leaves as rustls verifies them, and authorities that do not fit together.
+
 use std::os::unix::fs::PermissionsExt;
 
 use rcgen::PKCS_ECDSA_P384_SHA384;
