@@ -203,8 +203,10 @@ impl Catalog {
     /// referred to before what refers. Each resource once.
     #[must_use]
     pub fn closure(&self, address: SocketAddr) -> Vec<Arc<Encoded>> {
+        // IPv4 written as IPv6 is still the IPv4 address.
+        let address = SocketAddr::new(address.ip().to_canonical(), address.port());
         let mut all = Vec::with_capacity(4);
-        match self.addresses.get(&address.ip().to_canonical()) {
+        match self.addresses.get(&address.ip()) {
             Some(Owner::Service(owner)) => {
                 let port = owner.ports.iter().find(|(port, _)| *port == address.port());
                 let Some((_, encoded)) = port else {

@@ -44,7 +44,7 @@ pub async fn run(dir: PathBuf, batches: mpsc::Sender<Batch>, failures: IntCounte
     let mut watch = Watch::new(&dir);
     let mut directory = Directory::new(dir, failures);
     let mut extent = Extent::Everything;
-    let mut settles = None;
+    let mut polled = Instant::now();
     loop {
         // Reading blocks; a thread that may be blocked does it.
         let read = tokio::task::spawn_blocking(move || {
@@ -67,18 +67,17 @@ pub async fn run(dir: PathBuf, batches: mpsc::Sender<Batch>, failures: IntCounte
         {
             return;
         }
-        // What waits to settle among the objects is not looked at when only the state is read.
-        settles = if extent == Extent::Everything {
-            outcome.settles
-        } else {
-            settles.or(outcome.settles)
-        };
+        if extent == Extent::Everything {
+            polled = Instant::now();
+        }
+        let due = outcome.settles.unwrap_or(polled + POLL);
         extent = match rewatched {
             true => Extent::Everything,
             false => tokio::select! {
-                extent = watch.changed() => extent,
-                () = sleep_until(settles.unwrap_or_else(|| Instant::now() + POLL)) => Extent::Everything,
+                biased;
                 () = batches.closed() => return,
+                extent = watch.changed() => extent,
+                () = sleep_until(due) => Extent::Everything,
             },
         };
     }

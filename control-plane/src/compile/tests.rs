@@ -365,6 +365,7 @@ fn splits_keep_missing_backends_take_subsets_and_report() {
     assert_eq!(split.backends[0].subset, ["shop/web-2"]);
     assert!(split.backends[0].has_subset && !split.backends[1].has_subset);
     assert_eq!((split.backends[1].service.as_str(), split.backends[1].weight), ("shop/gone", 2));
+    heddle_policy::split::Split::try_from(split).unwrap();
     let issues = world.issues().join("\n");
     for piece in [
         "TrafficSplit shop/s: spec.backends[1].service: \"gone\": there is no such Service",
@@ -607,6 +608,19 @@ fn authorizations_are_compiled_rule_by_rule_and_the_proxy_takes_them() {
         world.issues()
     );
     heddle_policy::authorize::InboundPolicy::try_from(policy).unwrap();
+}
+
+proptest::proptest! {
+    /// What we accept from people, proxies accept from us: else a policy would deny everything.
+    #[test]
+    fn every_path_that_is_accepted_is_accepted_by_the_proxy(path in "/[/a.;%25eEfFcC0*~-]{0,12}") {
+        let rule = format!("[{{ action: Deny, from: [{{ anyone: true }}], to: [{{ paths: [\"{path}\"] }}] }}]");
+        let text = ours("AuthorizationPolicy", "p", &format!("{{ targetRef: {{ kind: Pods, selector: {{ app: web }} }}, rules: {rule} }}"));
+        if heddle_resources::reader::read("p.yaml", &text).errors.is_empty() {
+            let world = World::of(&(text + &pod("p", "10.0.0.1", "app: web")));
+            heddle_policy::authorize::InboundPolicy::try_from(inbound(&world, "p")).unwrap();
+        }
+    }
 }
 
 #[test]

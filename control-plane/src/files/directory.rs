@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
+use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -226,7 +227,14 @@ impl Source {
             self.content = Some(content);
             return;
         };
-        let reading = reader::read(name, text);
+        // One file must not end the source for all, whatever a parser makes of it.
+        let Ok(reading) = catch_unwind(|| reader::read(name, text)) else {
+            let message = "cannot be parsed; simplify it, and report the file as a bug";
+            self.errors = vec![whole_file(name, message.to_owned())];
+            self.may_restrict = true;
+            self.content = Some(content);
+            return;
+        };
         if reading.errors.is_empty() {
             let keeps_all = self
                 .objects

@@ -795,3 +795,29 @@ fn what_restricts_and_cannot_be_read_denies_what_it_selects() {
         Object::MeshTLSPolicy(_)
     ));
 }
+
+/// A file cut short anywhere, as an editor leaves it for a moment, is read without a panic, and what
+/// is said of it has a place.
+#[test]
+fn a_file_cut_short_anywhere_is_an_error_or_less() {
+    for end in (0..GOOD.len()).step_by(13) {
+        let reading = read("a.yaml", &GOOD[..end]);
+        assert!(reading.objects.len() < Kind::ALL.len(), "{end}");
+        assert!(reading.errors.iter().all(|error| error.line > 0), "{end}: {:?}", reading.errors);
+    }
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_text_makes_the_reader_panic(
+        at in 0..GOOD.len(),
+        len in 0..40_usize,
+        noise in "[-a-z0-9:{}\\[\\]&*!|>'\"%@` \t\n#,?~.<é\u{0}]{0,12}",
+    ) {
+        let text = format!("{}{noise}{}", &GOOD[..at], &GOOD[(at + len).min(GOOD.len())..]);
+        let reading = read("a.yaml", &text);
+        for error in &reading.errors {
+            proptest::prop_assert!(!error.message.is_empty() && error.file == "a.yaml");
+        }
+    }
+}
