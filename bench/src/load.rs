@@ -90,7 +90,11 @@ impl Tally {
             requests: Cell::new(0),
             stopped: Cell::new(false),
             failures: RefCell::new(Vec::new()),
-            latency_ns: RefCell::new(Histogram::new(3).expect("three digits are supported")),
+            // Recording clamps to these bounds, and nothing waits longer than the upper one.
+            latency_ns: RefCell::new(
+                Histogram::new_with_bounds(1, 2 * nanoseconds(LOST_AFTER), 3)
+                    .expect("the bounds are in order and three digits supported"),
+            ),
         })
     }
 
@@ -99,9 +103,7 @@ impl Tally {
     }
 
     fn record(&self, latency: Duration) {
-        self.latency_ns
-            .borrow_mut()
-            .saturating_record(u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX));
+        self.latency_ns.borrow_mut().saturating_record(nanoseconds(latency));
     }
 
     /// Runs the workers; counts from the end of the warm-up on.
@@ -151,6 +153,10 @@ async fn in_time<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Re
     timeout(LOST_AFTER, work).await.context("an answer is lost")?
 }
 
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
 /// An id that no other request of this process has.
 fn next_id() -> [u8; ID] {
     static NEXT: AtomicU64 = AtomicU64::new(1);
@@ -166,6 +172,18 @@ fn next_id() -> [u8; ID] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn latencies_are_kept_to_three_digits() {
+        let tally = Tally::new();
+        for microseconds in [100, 200, 9_000_000] {
+            tally.record(Duration::from_micros(microseconds));
+        }
+        let found = [0.3, 0.6, 1.0].map(|q| tally.latency_ns.borrow().value_at_quantile(q) / 1000);
+        for (found, expected) in found.into_iter().zip([100, 200, 9_000_000_u64]) {
+            assert!(found.abs_diff(expected) <= expected / 1000 + 1, "{found} {expected}");
+        }
+    }
 
     #[test]
     fn ids_are_sixteen_digits_and_differ() {

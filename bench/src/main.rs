@@ -140,7 +140,7 @@ async fn measure(options: &RunOptions, cpus: Cpus) -> anyhow::Result<Report> {
             counted_seconds: plan.timing.counted.as_secs_f64(),
             kernel: environment::kernel(),
             cpu: environment::cpu(),
-            cpus: std::thread::available_parallelism().map_or(1, usize::from),
+            cpus: cpus.allowed,
             pinned: cpus.sidecars.is_some(),
             realtime,
             steal_percent: environment::CpuTime::now()?.stolen_since(before),

@@ -125,7 +125,7 @@ impl Pair {
                  addr add fd00:90::{v6}/64 dev eth0 nodad\n\
                  link set eth0 up\n\
                  route add default dev eth0\n\
-                 -6 route add default dev eth0\n"
+                 route add ::/0 dev eth0\n"
             ))?;
         }
         Ok(Self { client, server })

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 use tokio::process::{Child, Command};
 
@@ -89,16 +90,27 @@ impl Process {
         Ok(())
     }
 
-    pub(crate) async fn kill(mut self) -> anyhow::Result<()> {
-        self.child.kill().await.context("kill a process")
-    }
-
     pub(crate) fn last_words(&self) -> String {
         let log = std::fs::read(&self.log).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
         let lines: Vec<_> = log.lines().rev().take(12).collect();
         let lines: Vec<_> = lines.into_iter().rev().collect();
         format!("{}:\n{}", self.log.display(), lines.join("\n"))
+    }
+}
+
+impl Drop for Process {
+    /// Returns when it is gone: what it held must not be in the way of what comes next.
+    fn drop(&mut self) {
+        // It may have ended by itself; then there is nothing to wait for either.
+        if self.child.start_kill().is_ok()
+            && let Some(pid) = self.child.id().and_then(|pid| i32::try_from(pid).ok())
+        {
+            // The status is left for the runtime to collect.
+            let _ =
+                waitid(Id::Pid(Pid::from_raw(pid)), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT);
+            let _ = self.child.try_wait();
+        }
     }
 }
 
@@ -152,6 +164,7 @@ fn parse_rss(status: &str) -> Option<u64> {
 /// Which CPU does what: load and applications on one, sidecars on another.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Cpus {
+    pub allowed: usize,
     pub load: Option<usize>,
     pub sidecars: Option<usize>,
 }
@@ -160,11 +173,13 @@ impl Cpus {
     /// Nothing is pinned where there is but one CPU.
     pub(crate) fn choose() -> anyhow::Result<Self> {
         let allowed = sched_getaffinity(Pid::from_raw(0)).context("sched_getaffinity")?;
-        let mut cpus = (0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap_or(false));
-        match (cpus.next(), cpus.next()) {
-            (load @ Some(_), sidecars @ Some(_)) => Ok(Self { load, sidecars }),
-            _ => Ok(Self { load: None, sidecars: None }),
-        }
+        let cpus: Vec<_> =
+            (0..CpuSet::count()).filter(|cpu| allowed.is_set(*cpu).unwrap_or(false)).collect();
+        let (load, sidecars) = match cpus[..] {
+            [load, sidecars, ..] => (Some(load), Some(sidecars)),
+            _ => (None, None),
+        };
+        Ok(Self { allowed: cpus.len(), load, sidecars })
     }
 }
 

@@ -150,12 +150,16 @@ fn gates(report: &Report) -> String {
 }
 
 fn table(group: &Group, results: &BTreeMap<Metric, BTreeMap<String, Summary>>) -> String {
+    let variants = variants(group, results);
+    if variants.is_empty() {
+        return String::new();
+    }
     let mut text = format!("\n### {}\n\n{}\n\n|", group.heading, group.note);
     for (_, title, _) in group.columns {
         text += &format!(" | {title}");
     }
     text += &format!(" |\n| ---{} |\n", " | ---".repeat(group.columns.len()));
-    for variant in variants(group, results) {
+    for variant in variants {
         text += &format!("| {variant}");
         for (metric, _, decimals) in group.columns {
             let summary = results.get(metric).and_then(|all| all.get(variant));
@@ -251,7 +255,7 @@ fn method() -> String {
          - HAProxy has fixed addresses instead of the original destination, accepts any certificate of \
          the root, and has no policy and no per-route metrics.\n\
          - Every one of these differences is in the others' favour.\n\n\
-         `make bench` measures again; `make bench QUICK=1` takes five minutes.\n",
+         `make bench` measures again; `make bench QUICK=1` takes less than five minutes.\n",
         pairs = crate::backend::GREETERS.len(),
     )
 }
