@@ -1,3 +1,5 @@
+//! Discovery against a control plane whose streams the test plays by hand.
+
 use heddle_api::proto::v1::discovery_server::{Discovery, DiscoveryServer};
 use heddle_api::proto::v1::{
     Address, Mesh, Passthrough, Reconnect, RejectionReason, Resource, ResourceRef, TryAnother,

@@ -1,3 +1,5 @@
+//! Certificates from a control plane that signs whatever it is asked to.
+
 use std::net::SocketAddr;
 use std::sync::Mutex;
 

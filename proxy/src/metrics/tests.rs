@@ -1,3 +1,5 @@
+//! Every family at a scrape, as Prometheus would read it.
+
 use std::time::Duration;
 
 use prometheus::TextEncoder;

@@ -1,3 +1,5 @@
+//! Who is believed: certificates good and bad, and handshakes between two sides.
+
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, KeyPair, SanType};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
