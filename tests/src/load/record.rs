@@ -122,7 +122,8 @@ pub(super) struct Gathering {
 
 impl Gathering {
     pub(super) fn new() -> Self {
-        let latency_us = Histogram::new(3).expect("three digits are supported");
+        // Bounds, because a histogram that grows by itself does not on a saturating record.
+        let latency_us = Histogram::new_with_bounds(1, LONGEST_US, 3).expect("within its limits");
         Self { bucket: Bucket::default(), latency_us }
     }
 
@@ -150,6 +151,8 @@ fn find(known: &[&'static str], text: &str) -> Option<&'static str> {
     known.iter().copied().find(|word| *word == text)
 }
 
+/// Longer latencies are shown as this one; records have them in full.
+const LONGEST_US: u64 = 60_000_000;
 const STAGES: [&str; 4] = ["connect", "send", "body", "timeout"];
 const WRONGS: [&str; 3] = ["not json", "id", "body hash"];
 
@@ -178,6 +181,25 @@ mod tests {
         records.iter().for_each(|record| record.write_to(&mut text).unwrap());
         assert_eq!(parse_records(std::str::from_utf8(&text).unwrap()).unwrap(), records);
         assert!(parse_records("a\tGET\t1\t2\tfine:x").is_err());
+    }
+
+    #[test]
+    fn a_bucket_tells_slow_requests_from_fast_ones() {
+        let mut gathering = Gathering::new();
+        for latency_us in (0..98).map(|_| 1_000).chain([3_000_000, 3_000_000]) {
+            gathering.add(&Record {
+                id: String::new(),
+                method: "GET".into(),
+                started_us: 0,
+                ended_us: latency_us,
+                outcome: Outcome::Ok { server: "v1".into(), pod: "a".into() },
+            });
+        }
+        let bucket = gathering.take(7, 1);
+        assert_eq!((bucket.at_us, bucket.in_flight, bucket.ok["v1"]), (7, 1, 100));
+        assert_eq!(bucket.p50_us / 10, 100);
+        assert_eq!(bucket.p99_us / 10_000, 300);
+        assert_eq!(gathering.take(8, 0).ok.len(), 0);
     }
 
     #[test]

@@ -1,0 +1,133 @@
+//! What was promised, and whether it held.
+
+use super::clock::seconds;
+use super::ledgers::audit;
+use super::report::{CANARY, Report, SHARE_AFTER, SHARE_BEFORE, share};
+use super::statistics::binomial_range;
+use super::story::{EDIT_TO_EFFECT, Told};
+
+/// Chance fails an honest split this rarely.
+const CONFIDENCE: f64 = 0.999;
+const LEAST_REQUESTS_PER_SPLIT: u64 = 10_000;
+/// The frontend must go on under the policy, not just be spared a failure for want of requests.
+const LEAST_SHARE_OF_RATE: f64 = 0.9;
+
+/// Everything that is not as promised, each in a sentence.
+pub(super) fn broken_promises(told: &Told, leftovers: &[String]) -> Vec<String> {
+    let report = Report::new(told, leftovers.len());
+    let mut broken = Vec::new();
+    check_failures(told, &report, &mut broken);
+    check_splits(told, &report, &mut broken);
+    let mut promise = |held: bool, broken_by: String| {
+        if !held {
+            broken.push(broken_by);
+        }
+    };
+    promise(
+        report.certificates_renewed >= told.proxies,
+        format!(
+            "{} proxies renewed, and their peers saw {} new certificates",
+            told.proxies, report.certificates_renewed
+        ),
+    );
+    promise(
+        told.allowed_status == 200,
+        format!("before the policy the intruder got {}, not 200", told.allowed_status),
+    );
+    promise(
+        report.denied_status == 403,
+        format!("under the policy the intruder got {}, not 403", report.denied_status),
+    );
+    let sent = told.records.iter().chain(&told.bursts);
+    let found = audit(sent, told.entries.iter());
+    promise(found.duplicates == 0, format!("{} requests were served twice", found.duplicates));
+    promise(
+        found.unaccounted == 0,
+        format!("{} answers came from no server that entered them", found.unaccounted),
+    );
+    promise(found.altered == 0, format!("{} requests arrived altered", found.altered));
+    promise(
+        told.wire.plaintext_markers == 0,
+        format!("the marker passed in the clear {} times", told.wire.plaintext_markers),
+    );
+    promise(told.wire.packets > 0, "the capture saw no packet between the pods".to_owned());
+    promise(
+        told.wire_without_mesh.plaintext_markers > 0,
+        "the capture saw no marker outside the mesh either, so it proves nothing".to_owned(),
+    );
+    broken.extend(leftovers.iter().map(|left| format!("left behind: {left}")));
+    broken
+}
+
+fn check_failures(told: &Told, report: &Report, broken: &mut Vec<String>) {
+    for record in told.records.iter().chain(&told.bursts) {
+        if record.outcome.is_ok() {
+            continue;
+        }
+        let was_in_flight =
+            record.started_us <= told.dying.to_us && record.ended_us >= told.dying.from_us;
+        let when = when(told, record.started_us);
+        if !was_in_flight {
+            broken.push(format!("{when} {} failed: {}", record.id, record.outcome));
+        } else if !record.outcome.is_explicit_error() {
+            broken.push(format!(
+                "{when} {} failed and did not say why: {}",
+                record.id, record.outcome
+            ));
+        }
+    }
+    if report.failed_during_pod_kill > report.in_flight_at_kill {
+        broken.push(format!(
+            "{} requests failed when a pod was killed, and {} were in flight",
+            report.failed_during_pod_kill, report.in_flight_at_kill
+        ));
+    }
+    // A client that stalled would have no failures either.
+    for (name, span) in [
+        ("while the control plane was away", told.control_plane_down),
+        ("during renewal", told.renewal),
+        ("while a pod stopped", told.pod_stop),
+        ("while a pod was killed", told.pod_kill),
+        ("under the policy", told.denial),
+    ] {
+        let expected = seconds(span.to_us - span.from_us) * told.rate * LEAST_SHARE_OF_RATE;
+        let sent = span.began(&told.records).count();
+        #[expect(clippy::cast_precision_loss, reason = "counts of requests, far below 2^52")]
+        if (sent as f64) < expected {
+            broken.push(format!("{name} the frontend sent {sent} requests, not {expected:.0}"));
+        }
+    }
+}
+
+fn check_splits(told: &Told, report: &Report, broken: &mut Vec<String>) {
+    for (name, span, weight) in
+        [("90/10", told.split_before, SHARE_BEFORE), ("50/50", told.split_after, SHARE_AFTER)]
+    {
+        let (canary, all) = share(span, &told.records);
+        let (low, high) = binomial_range(all, weight, CONFIDENCE);
+        if !(low..=high).contains(&canary) {
+            broken.push(format!(
+                "at {name} {CANARY} answered {canary} of {all}, outside {low}..{high}"
+            ));
+        }
+        if all < LEAST_REQUESTS_PER_SPLIT {
+            broken.push(format!("at {name} only {all} requests were answered"));
+        }
+    }
+    let limit = EDIT_TO_EFFECT.as_secs_f64();
+    if !(0.0..=limit).contains(&report.seconds_edit_to_effect) {
+        broken.push(format!(
+            "the edit took {} s to have an effect, not {limit} s",
+            report.seconds_edit_to_effect
+        ));
+    }
+}
+
+/// The last event before a moment, for a person to know where to look.
+fn when(told: &Told, at_us: u64) -> String {
+    let since = told.marks.iter().rev().find(|(mark_us, _)| *mark_us <= at_us);
+    since.map_or_else(
+        || "before the first event".to_owned(),
+        |(mark_us, label)| format!("{:.3} s after \"{label}\"", seconds(at_us - mark_us)),
+    )
+}
