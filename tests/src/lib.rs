@@ -2,5 +2,6 @@
 
 pub mod app;
 pub mod capture;
+pub mod demo;
 pub mod lab;
 pub mod load;
