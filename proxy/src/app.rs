@@ -115,7 +115,8 @@ impl App {
         let socket = control::bind(&config.control_socket)
             .map_err(|error| StartError::Socket(config.control_socket.clone(), error))?;
         let (admin_listener, metrics_address) = listen("metrics", config.metrics_listen).await?;
-        let threads = start_threads(&shared).await?;
+        // Threads that did start end with the attempt.
+        let threads = start_threads(&shared).await.inspect_err(|_| signal.abort())?;
 
         tokio::spawn(certificates.run(drain.clone()));
         tokio::spawn(stream.run(drain.clone()));

@@ -259,7 +259,8 @@ impl Service {
     }
 
     fn take_over(&mut self, credentials: Credentials) {
-        self.schedule = Some(Schedule::new(Clocks::now(), credentials.not_after(), rand::random()));
+        let life = credentials.not_before()..credentials.not_after();
+        self.schedule = Some(Schedule::new(Clocks::now(), life, rand::random()));
         self.ordered = false;
         self.retry_at = None;
         self.backoff = Backoff::new(RENEWAL_BACKOFF.0, RENEWAL_BACKOFF.1);

@@ -85,6 +85,7 @@ impl Alpn {
 pub struct Credentials {
     id: SpiffeId,
     serial: Serial,
+    not_before: SystemTime,
     not_after: SystemTime,
     key: Arc<CertifiedKey>,
     bundle: Arc<TrustBundle>,
@@ -144,7 +145,8 @@ impl Credentials {
         bundle.verify(&key.cert, Usage::Client, now).map_err(CredentialsError::Refused)?;
         let peer =
             bundle.verify(&key.cert, Usage::Server, now).map_err(CredentialsError::Refused)?;
-        let not_after = verify::not_after(&key.cert).map_err(CredentialsError::Refused)?;
+        let (not_before, not_after) =
+            verify::validity(&key.cert).map_err(CredentialsError::Refused)?;
         let resolver = Arc::new(SingleCertAndKey::from(Arc::clone(&key)));
         let client = |alpn: Alpn| {
             client_config(&bundle, Some(Arc::clone(&resolver)), alpn.wire())
@@ -153,7 +155,7 @@ impl Credentials {
         let clients = [client(Alpn::Http1)?, client(Alpn::Http2)?, client(Alpn::Tcp)?];
         let server = server_config(&bundle, Arc::clone(&resolver))?;
         let (id, serial) = (peer.id, peer.serial);
-        Ok(Self { id, serial, not_after, key, bundle, server, clients })
+        Ok(Self { id, serial, not_before, not_after, key, bundle, server, clients })
     }
 
     /// The identity it proves.
@@ -166,6 +168,12 @@ impl Credentials {
     #[must_use]
     pub const fn serial(&self) -> &Serial {
         &self.serial
+    }
+
+    /// Begin of the leaf's life. In the future only after our clock was set back.
+    #[must_use]
+    pub const fn not_before(&self) -> SystemTime {
+        self.not_before
     }
 
     /// End of the leaf's life.

@@ -45,7 +45,7 @@ async fn run(mut inputs: Inputs, ready: watch::Sender<Readiness>) {
     loop {
         publish(&inputs, &ready);
         tokio::select! {
-            _ = inputs.redirection.changed(), if inputs.shared.config.canary => {}
+            Ok(()) = inputs.redirection.changed() => {}
             Ok(()) = snapshots.changed() => {}
             Ok(()) = credentials.changed() => {}
             () = drain.draining(), if !was_draining => was_draining = true,

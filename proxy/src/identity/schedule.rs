@@ -1,5 +1,6 @@
 //! When a certificate is renewed. Pure: clocks and randomness are arguments.
 
+use std::ops::Range;
 use std::time::{Duration, SystemTime};
 
 use nix::time::{ClockId, clock_gettime};
@@ -29,7 +30,7 @@ impl Clocks {
 #[derive(Debug, Clone)]
 pub(super) struct Schedule {
     received: Clocks,
-    not_after: SystemTime,
+    validity: Range<SystemTime>,
     /// From receipt to the end.
     life: Duration,
     /// From receipt to renewal.
@@ -40,21 +41,23 @@ impl Schedule {
     /// For a certificate received at `now`. `random` in 0..1 spreads renewals over 60 to 75 % of its
     /// life, so that a fleet that started together does not renew together. Life counts from receipt:
     /// the start of validity lies before it by an allowance for clocks.
-    pub(super) fn new(now: Clocks, not_after: SystemTime, random: f64) -> Self {
-        let life = not_after.duration_since(now.wall).unwrap_or_default();
+    pub(super) fn new(now: Clocks, validity: Range<SystemTime>, random: f64) -> Self {
+        let life = validity.end.duration_since(now.wall).unwrap_or_default();
         let due_after = life.mul_f64(0.15f64.mul_add(random.clamp(0.0, 1.0), 0.6));
-        Self { received: now, not_after, life, due_after }
+        Self { received: now, validity, life, due_after }
     }
 
     pub(super) fn is_due(&self, now: Clocks) -> bool {
         now.wall >= self.received.wall + self.due_after
             || now.boot >= self.received.boot + self.due_after
+            // The clock was set back: peers with the same clock refuse it from now on.
+            || now.wall < self.validity.start
     }
 
     /// What is left of its life; `None` once it has ended, by our wall clock, as peers judge it by
     /// theirs.
     pub(super) fn remaining(&self, now: Clocks) -> Option<Duration> {
-        self.not_after.duration_since(now.wall).ok().filter(|left| !left.is_zero())
+        self.validity.end.duration_since(now.wall).ok().filter(|left| !left.is_zero())
     }
 
     /// How often to look at the clocks.
@@ -86,11 +89,28 @@ mod tests {
         clocks(Duration::ZERO, Duration::ZERO)
     }
 
+    /// Valid from a minute before `start` for `life`.
+    fn schedule(life: Duration, random: f64) -> Schedule {
+        let validity = start().wall - Duration::from_secs(60)..start().wall + life;
+        Schedule::new(start(), validity, random)
+    }
+
+    #[test]
+    fn a_certificate_from_the_future_is_due() {
+        let schedule = schedule(DAY, 0.5);
+        let back = |seconds| Clocks {
+            wall: start().wall - Duration::from_secs(seconds),
+            boot: start().boot + Duration::from_secs(1),
+        };
+        assert!(!schedule.is_due(back(59)), "within the allowance");
+        assert!(schedule.is_due(back(61)));
+    }
+
     #[test]
     fn due_between_60_and_75_percent_by_either_clock() {
         for life in [Duration::from_secs(20), DAY] {
             for (random, percent) in [(0.0, 60), (0.5, 67), (1.0, 75)] {
-                let schedule = Schedule::new(start(), start().wall + life, random);
+                let schedule = schedule(life, random);
                 let before = life * percent / 100 - life / 100;
                 let after = life * percent / 100 + life / 100;
                 assert!(!schedule.is_due(clocks(before, before)), "{life:?} {random}");
@@ -105,16 +125,16 @@ mod tests {
     #[test]
     fn ticks_are_fine_enough_for_short_lives() {
         for (life, tick) in [(20, 1000), (60, 3000), (600, 30_000), (86_400, 30_000)] {
-            let schedule = Schedule::new(start(), start().wall + Duration::from_secs(life), 0.5);
+            let schedule = schedule(Duration::from_secs(life), 0.5);
             assert_eq!(schedule.tick().as_millis(), tick, "{life}");
         }
         // Dead on arrival: no busy loop.
-        assert_eq!(Schedule::new(start(), start().wall, 0.5).tick().as_millis(), 50);
+        assert_eq!(schedule(Duration::ZERO, 0.5).tick().as_millis(), 50);
     }
 
     #[test]
     fn nothing_remains_at_the_end() {
-        let schedule = Schedule::new(start(), start().wall + DAY, 0.5);
+        let schedule = schedule(DAY, 0.5);
         assert_eq!(schedule.remaining(start()), Some(DAY));
         assert_eq!(schedule.remaining(clocks(DAY, DAY)), None);
         assert_eq!(schedule.remaining(clocks(2 * DAY, DAY)), None);

@@ -330,11 +330,18 @@ impl fmt::Debug for TrustBundle {
     }
 }
 
-/// End of life of a chain's leaf.
-pub(super) fn not_after(chain: &[CertificateDer<'_>]) -> Result<SystemTime, PeerRefusal> {
+/// Begin and end of life of a chain's leaf.
+pub(super) fn validity(
+    chain: &[CertificateDer<'_>],
+) -> Result<(SystemTime, SystemTime), PeerRefusal> {
     let certificate = parse(chain.first().ok_or(PeerRefusal::NoCertificate)?)?;
-    let seconds = u64::try_from(certificate.validity().not_after.timestamp());
-    let seconds = seconds.map_err(|_| PeerRefusal::Malformed("ends before 1970".into()))?;
+    let validity = certificate.validity();
+    Ok((time(validity.not_before.timestamp())?, time(validity.not_after.timestamp())?))
+}
+
+fn time(seconds: i64) -> Result<SystemTime, PeerRefusal> {
+    let seconds = u64::try_from(seconds);
+    let seconds = seconds.map_err(|_| PeerRefusal::Malformed("dated before 1970".into()))?;
     Ok(UNIX_EPOCH + Duration::from_secs(seconds))
 }
 
