@@ -6,6 +6,7 @@
 
 use std::cmp::Ordering;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -151,7 +152,7 @@ pub(crate) struct PodAddress {
     /// The endpoint less its port. `identity` is the pod's, before skipped ports are considered.
     pub(crate) endpoint: v1::Endpoint,
     /// Ports the proxy does not intercept: called in plaintext.
-    pub(crate) skipped: Arc<[u16]>,
+    pub(crate) skipped: Arc<[RangeInclusive<u16>]>,
     /// Ports that belong to a headless Service: port, protocol, "<namespace>/<service>".
     pub(crate) headless: Vec<(u16, v1::Protocol, Arc<str>)>,
 }
@@ -288,7 +289,7 @@ impl PodAddress {
     fn encode(&self, address: SocketAddr) -> Encoded {
         let mut endpoint = self.endpoint.clone();
         endpoint.port = u32::from(address.port());
-        if self.skipped.contains(&address.port()) {
+        if self.skipped.iter().any(|range| range.contains(&address.port())) {
             endpoint.identity.clear();
         }
         let (protocol, service) = self.service_of(address.port()).map_or_else(

@@ -61,7 +61,7 @@ impl Publisher {
     fn log_issues(&mut self, issues: &[Issue]) {
         for issue in issues.iter().filter(|issue| !self.issues.contains(issue)) {
             let Issue { kind, namespace, name, location, path, message } = issue;
-            warn!(kind, namespace, name, location, path, message, "object not fully in force");
+            warn!(kind, namespace, name, location, path, problem = message, "not fully in force");
         }
         for issue in self.issues.iter().filter(|issue| !issues.contains(issue)) {
             let Issue { kind, namespace, name, path, .. } = issue;

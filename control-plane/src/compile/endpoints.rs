@@ -106,7 +106,7 @@ impl Draft<'_> {
             Peer::Outsider => v1::Endpoint { address: ip.to_string(), ..v1::Endpoint::default() },
         };
         if let Peer::Pod(_, pod) = peer
-            && facts::skipped_ports(pod).contains(&port)
+            && facts::skipped_ports(pod).iter().any(|range| range.contains(&port))
         {
             one.identity.clear();
         }

@@ -100,7 +100,29 @@ fn meshed_is_said_by_the_spec_alone() {
         (host, false, "host network"),
         (skipping("args: [--skip-inbound-ports, \"9, 8080\"]"), false, "skipped, two words"),
         (skipping("command: [heddle-init, --skip-inbound-ports=8080]"), false, "skipped, one word"),
-        (skipping("args: [--skip-inbound-ports=808]"), true, "another port skipped"),
+        (
+            skipping("args: [--skip-inbound-ports, 22,8000-8090]")
+                .replace("22,8000-8090", "\"22, 8000-8090\""),
+            false,
+            "skipped range",
+        ),
+        (
+            skipping("env: [{ name: HEDDLE_SKIP_INBOUND_PORTS, value: \"8080\" }]"),
+            false,
+            "environment",
+        ),
+        (
+            skipping(
+                "args: [--skip-inbound-ports=1], env: [{ name: HEDDLE_SKIP_INBOUND_PORTS, value: \"8080\" }]",
+            ),
+            true,
+            "the option beats the environment",
+        ),
+        (
+            skipping("args: [--skip-inbound-ports=808, --skip-inbound-ports-not=8080]"),
+            true,
+            "another port skipped",
+        ),
         (pod("p", "10.0.0.1", "a: b").replace("Running", "Pending"), true, "pending"),
     ] {
         let text = service("web", "10.96.0.1") + &slice("web", &[("10.0.0.1", true)]) + &pod;

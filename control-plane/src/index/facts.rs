@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use heddle_api::names::{INIT_CONTAINER, METRICS_PORT, PROXY_CONTAINER};
@@ -17,6 +18,7 @@ const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 const HASH_LABEL: &str = "pod-template-hash";
 /// Option of the container that writes the rules: inbound ports it leaves alone.
 const SKIP_OPTION: &str = "--skip-inbound-ports";
+const SKIP_VARIABLE: &str = "HEDDLE_SKIP_INBOUND_PORTS";
 
 /// "<namespace>/<name>"; of a cluster-scoped object its name alone.
 pub(crate) fn id(namespace: &str, name: &str) -> Id {
@@ -91,23 +93,33 @@ pub(crate) fn is_meshed(pod: &Pod) -> bool {
 }
 
 /// Ports of a meshed pod that its proxy does not see: the proxy's own metrics, and what the rules
-/// were told to leave alone. Ascending.
-pub(crate) fn skipped_ports(pod: &Pod) -> Arc<[u16]> {
-    let mut ports = BTreeSet::from([METRICS_PORT]);
-    for container in containers(pod).filter(|container| container.name == INIT_CONTAINER) {
-        let words = container.command.iter().flatten().chain(container.args.iter().flatten());
-        let mut words = words.map(String::as_str);
-        while let Some(word) = words.next() {
-            let list = match word.strip_prefix(SKIP_OPTION) {
-                Some("") => words.next(),
-                Some(rest) => rest.strip_prefix('='),
-                None => None,
-            };
-            let numbers = list.into_iter().flat_map(|list| list.split(','));
-            ports.extend(numbers.filter_map(|port| port.trim().parse::<u16>().ok()));
+/// were told to leave alone.
+pub(crate) fn skipped_ports(pod: &Pod) -> Arc<[RangeInclusive<u16>]> {
+    let init = containers(pod).filter(|container| container.name == INIT_CONTAINER);
+    let told = init.filter_map(skip_list).flat_map(|list| list.split(','));
+    std::iter::once(METRICS_PORT..=METRICS_PORT).chain(told.filter_map(port_range)).collect()
+}
+
+/// What the container is told to skip: by option, else by environment, as the container itself reads
+/// it.
+fn skip_list(container: &Container) -> Option<&str> {
+    let words = container.command.iter().flatten().chain(container.args.iter().flatten());
+    let mut words = words.map(String::as_str);
+    while let Some(word) = words.next() {
+        match word.strip_prefix(SKIP_OPTION) {
+            Some("") => return words.next(),
+            Some(rest) if rest.starts_with('=') => return Some(&rest[1..]),
+            Some(_) | None => {}
         }
     }
-    ports.into_iter().collect()
+    let variable = container.env.iter().flatten().find(|variable| variable.name == SKIP_VARIABLE);
+    variable?.value.as_deref()
+}
+
+/// `80` or `8000-8005`. What is neither skips nothing: the container refuses to run with it.
+fn port_range(text: &str) -> Option<RangeInclusive<u16>> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    Some(first.trim().parse().ok()?..=last.trim().parse().ok()?)
 }
 
 pub(crate) fn service_account(pod: &Pod) -> &str {

@@ -51,14 +51,14 @@ pub(super) fn error(error: &serde_path_to_error::Error<serde_json::Error>) -> (P
     (path, instruct(&text))
 }
 
-/// `invalid type: string "x", expected u16` → `write a whole number from 0 to 65535`.
+/// `invalid type: string "x", expected u16` → `write a port number from 1 to 65535`.
 fn instruct(text: &str) -> String {
     let Some((_, expected)) = text.rsplit_once("expected ") else { return text.to_owned() };
     let expected = match expected {
-        "u16" => "a whole number from 0 to 65535",
-        "u32" => "a whole number from 0 to 4294967295",
-        "i32" => "a whole number",
-        "i64" => "a whole number",
+        // Ranges are the validator's to tell; of 16 bits we have nothing but ports.
+        "u16" => "a port number from 1 to 65535",
+        "u32" => "a whole number of 0 or more",
+        "i32" | "i64" => "a whole number",
         "a boolean" => "true or false",
         "a string" => "a string; in quotes if it looks like a number or a boolean",
         "a sequence" | "sequence" => "a list",

@@ -112,7 +112,7 @@ fn reads_lists_json_empty_documents_and_anchors() {
     let json = r#"{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "a"}}"#;
     let anchors = "apiVersion: v1\nkind: Service\nmetadata: { name: web, labels: &l { app: web } }\n\
                    spec: { selector: *l, ports: [{ port: 80 }] }\n";
-    let null = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: { name: a }\n\
+    let null = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: { name: a, labels: { kubernetes.io/service-name: b } }\n\
                 addressType: IPv4\nendpoints: null\nports: null\n";
     for (text, count) in
         [(null, 1), (list, 2), (json, 1), (anchors, 1), ("", 0), ("# only this\n", 0)]
@@ -357,6 +357,12 @@ const SPOILT: &[(&str, &str, &str, &str)] = &[
     ("EndpointSlice", "[10.0.0.1]", "[10.0.0.256]", "\"10.0.0.256\": write an IPv4 address"),
     ("EndpointSlice", "[10.0.0.1]", "[]", "endpoints[0].addresses: has 0 entries; write 1 to 100"),
     ("EndpointSlice", "port: 8080", "port: 65536", "ports[0].port: 65536: write 1 to 65535"),
+    (
+        "EndpointSlice",
+        ", labels: { kubernetes.io/service-name: web }",
+        "",
+        "metadata.labels[\"kubernetes.io/service-name\"]: is required; name the Service",
+    ),
     // TrafficSplit
     (
         "TrafficSplit",
@@ -453,7 +459,7 @@ const SPOILT: &[(&str, &str, &str, &str)] = &[
         "TrafficSplit",
         "to: 8080",
         "to: 65536",
-        "spec.backends[1].ports[0].to: 65536: write a whole number from 0 to 65535",
+        "spec.backends[1].ports[0].to: 65536: write a port number from 1 to 65535",
     ),
     (
         "TrafficSplit",

@@ -13,6 +13,9 @@ use crate::path::Path;
 
 use super::{Check, quote};
 
+/// Without it a slice belongs to nobody.
+const SERVICE_LABEL: &str = "kubernetes.io/service-name";
+
 pub(super) fn service(check: &mut Check, service: &Service) {
     let path = Path::root().field("spec");
     let Some(spec) = &service.spec else {
@@ -150,6 +153,11 @@ pub(super) fn endpoint_slice(check: &mut Check, slice: &EndpointSlice) {
     let root = Path::root();
     let kinds = ["IPv4", "IPv6", "FQDN"];
     choice(check, &root.field("addressType"), Some(&slice.address_type), &kinds);
+    let labels = slice.metadata.labels.as_ref();
+    if !labels.is_some_and(|labels| labels.contains_key(SERVICE_LABEL)) {
+        let path = root.field("metadata").field("labels").field(SERVICE_LABEL);
+        check.refuse(&path, "", "is required; name the Service that the endpoints belong to");
+    }
     for (index, port) in slice.ports.iter().flatten().enumerate() {
         if let Some(number) = port.port {
             check.port(&root.field("ports").index(index).field("port"), number);
