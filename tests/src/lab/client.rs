@@ -35,7 +35,7 @@ pub fn request(layout: &Layout, request: &Request) -> anyhow::Result<Reply> {
         .context("the lab's node process does not answer")?;
     match serde_json::from_str(&line).context("the lab's node process ended while it answered")? {
         Reply::Failed { message } => bail!(message),
-        reply => Ok(reply),
+        reply @ (Reply::Status(_) | Reply::Enter(_) | Reply::Done) => Ok(reply),
     }
 }
 
@@ -44,8 +44,7 @@ pub fn request(layout: &Layout, request: &Request) -> anyhow::Result<Reply> {
 /// # Errors
 /// When the node process does not answer.
 pub fn status(layout: &Layout) -> anyhow::Result<Status> {
-    match request(layout, &Request::Status)? {
-        Reply::Status(status) => Ok(status),
-        other => bail!("unexpected answer {other:?}"),
-    }
+    let reply = request(layout, &Request::Status)?;
+    let Reply::Status(status) = reply else { bail!("unexpected answer {reply:?}") };
+    Ok(status)
 }

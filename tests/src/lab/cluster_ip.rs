@@ -190,7 +190,7 @@ fn families(spec: &ServiceSpec, named: &[IpAddr]) -> Result<Vec<Family>, (&'stat
             return Err(("ipFamilyPolicy", message));
         }
     }
-    for address in named.iter().filter(|address| !in_range(**address)) {
+    if let Some(address) = named.iter().find(|address| !in_range(**address)) {
         let ranges = "write one of 10.96.0.0/16 or fd00:96::/112";
         return Err(("clusterIP", format!("{address} is not the lab's: {ranges}")));
     }

@@ -144,12 +144,10 @@ fn replica(
 }
 
 fn namespace_labels(objects: &[Located]) -> BTreeMap<String, BTreeMap<String, String>> {
-    let labels = objects.iter().filter_map(|located| match &located.object {
-        Object::Namespace(namespace) => Some((
-            namespace.metadata.name.clone().unwrap_or_default(),
-            namespace.metadata.labels.clone().unwrap_or_default(),
-        )),
-        _ => None,
+    let labels = objects.iter().filter_map(|located| {
+        let Object::Namespace(namespace) = &located.object else { return None };
+        let metadata = namespace.metadata.clone();
+        Some((metadata.name.unwrap_or_default(), metadata.labels.unwrap_or_default()))
     });
     labels.collect()
 }

@@ -22,6 +22,12 @@ pub(crate) struct PodView<'a> {
     pub status: &'a PodStatus,
 }
 
+/// Endpoints that have the same port numbers.
+struct Group {
+    ports: Vec<EndpointPort>,
+    endpoints: Vec<Endpoint>,
+}
+
 /// The slices of one Service: one per family, and one more for each other set of port numbers that
 /// a named target port has in some pods.
 pub(crate) fn compile_slices(service: &core::Service, pods: &[PodView<'_>]) -> Vec<EndpointSlice> {
@@ -40,17 +46,17 @@ pub(crate) fn compile_slices(service: &core::Service, pods: &[PodView<'_>]) -> V
         .collect();
     let mut slices = Vec::new();
     for family in spec.ip_families.iter().flatten() {
-        let mut by_ports: BTreeMap<Vec<Option<i32>>, (Vec<EndpointPort>, Vec<Endpoint>)> =
-            BTreeMap::new();
+        let mut by_ports: BTreeMap<Vec<Option<i32>>, Group> = BTreeMap::new();
         for pod in &selected {
             let Some(address) = address_of(pod, family) else { continue };
             let ports = endpoint_ports(spec, pod.spec);
             let numbers = ports.iter().map(|port| port.port).collect();
-            let slot = by_ports.entry(numbers).or_insert_with(|| (ports, Vec::new()));
-            slot.1.push(endpoint(spec, pod, address));
+            let group =
+                by_ports.entry(numbers).or_insert_with(|| Group { ports, endpoints: Vec::new() });
+            group.endpoints.push(endpoint(spec, pod, address));
         }
-        for (index, (ports, endpoints)) in by_ports.into_values().enumerate() {
-            slices.push(slice(service, family, index, ports, endpoints));
+        for (index, group) in by_ports.into_values().enumerate() {
+            slices.push(slice(service, family, index, group));
         }
     }
     slices
@@ -100,18 +106,12 @@ fn endpoint(service: &core::ServiceSpec, pod: &PodView<'_>, address: IpAddr) -> 
     }
 }
 
-fn slice(
-    service: &core::Service,
-    family: &str,
-    index: usize,
-    ports: Vec<EndpointPort>,
-    endpoints: Vec<Endpoint>,
-) -> EndpointSlice {
+fn slice(service: &core::Service, family: &str, index: usize, group: Group) -> EndpointSlice {
     let name = service.metadata.name.clone().unwrap_or_default();
     let suffix = if index == 0 { String::new() } else { format!("-{index}") };
     EndpointSlice {
         address_type: family.into(),
-        endpoints,
+        endpoints: group.endpoints,
         metadata: ObjectMeta {
             name: Some(format!("{name}-{}{suffix}", family.to_ascii_lowercase())),
             namespace: service.metadata.namespace.clone(),
@@ -129,7 +129,7 @@ fn slice(
             }]),
             ..ObjectMeta::default()
         },
-        ports: Some(ports),
+        ports: Some(group.ports),
     }
 }
 

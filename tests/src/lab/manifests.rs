@@ -99,9 +99,9 @@ pub(crate) fn is_manifest(path: &Path) -> bool {
 
 /// The trust domain that the manifests ask for.
 pub(crate) fn trust_domain(objects: &[Located]) -> String {
-    let found = objects.iter().find_map(|located| match &located.object {
-        Object::Mesh(mesh) => Some(mesh.spec.trust_domain.clone()),
-        _ => None,
+    let found = objects.iter().find_map(|located| {
+        let Object::Mesh(mesh) = &located.object else { return None };
+        Some(mesh.spec.trust_domain.clone())
     });
     found.unwrap_or_else(|| heddle_resources::crd::mesh::MeshSpec::default().trust_domain)
 }

@@ -4,13 +4,19 @@
 //! two namespaces, so the host's own namespace never sees an interface. All node-side ends share
 //! one gateway address.
 
+use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
 use std::process::Stdio;
 
 use anyhow::{Context as _, bail};
+use nix::sched::{CloneFlags, setns};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
+use tokio::sync::oneshot;
+
+use super::layout::NETNS_ROOT;
 
 /// Pods have their addresses in 10.244.0.0/16 and fd00:244::/64.
 pub(crate) const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 1);
@@ -82,14 +88,14 @@ pub(crate) async fn create_node(netns: &str) -> anyhow::Result<()> {
     set_sysctls(
         netns,
         &[
-            "net.ipv4.ip_forward=1",
-            "net.ipv6.conf.all.forwarding=1",
-            "net.ipv4.conf.all.rp_filter=0",
-            "net.ipv4.conf.default.rp_filter=0",
+            ("net/ipv4/ip_forward", "1"),
+            ("net/ipv6/conf/all/forwarding", "1"),
+            ("net/ipv4/conf/all/rp_filter", "0"),
+            ("net/ipv4/conf/default/rp_filter", "0"),
             // A router would tell the pod to dial its neighbour directly, where there is no link.
-            "net.ipv4.conf.all.send_redirects=0",
-            "net.ipv4.conf.default.send_redirects=0",
-            "net.ipv6.conf.default.accept_dad=0",
+            ("net/ipv4/conf/all/send_redirects", "0"),
+            ("net/ipv4/conf/default/send_redirects", "0"),
+            ("net/ipv6/conf/default/accept_dad", "0"),
         ],
     )
     .await
@@ -106,10 +112,10 @@ pub(crate) async fn create_pod(
         netns,
         &[
             // As container runtimes do: an application without capabilities may listen on port 80.
-            "net.ipv4.ip_unprivileged_port_start=0",
-            "net.ipv4.conf.all.rp_filter=0",
-            "net.ipv4.conf.default.rp_filter=0",
-            "net.ipv6.conf.default.accept_dad=0",
+            ("net/ipv4/ip_unprivileged_port_start", "0"),
+            ("net/ipv4/conf/all/rp_filter", "0"),
+            ("net/ipv4/conf/default/rp_filter", "0"),
+            ("net/ipv6/conf/default/accept_dad", "0"),
         ],
     )
     .await?;
@@ -152,10 +158,35 @@ pub(crate) async fn delete_pod(node: &str, netns: &str, addresses: Addresses) {
     }
 }
 
-async fn set_sysctls(netns: &str, settings: &[&str]) -> anyhow::Result<()> {
-    let mut args = vec!["netns", "exec", netns, "sysctl", "-q", "-w"];
-    args.extend(settings);
-    run("ip", &args, "").await
+/// Settings are looked up in the namespace of the thread that opens them.
+async fn set_sysctls(netns: &str, settings: &'static [(&str, &str)]) -> anyhow::Result<()> {
+    let set = move || {
+        for (name, value) in settings {
+            let path = format!("/proc/sys/{name}");
+            std::fs::write(&path, value).with_context(|| format!("write {value} to {path}"))?;
+        }
+        Ok(())
+    };
+    inside(netns, set).await
+}
+
+/// Runs `work` on a thread of its own in a network namespace. The namespace is the thread's, so it
+/// must end with the work and not return to a pool.
+pub(crate) async fn inside<T: Send + 'static>(
+    netns: &str,
+    work: impl FnOnce() -> anyhow::Result<T> + Send + 'static,
+) -> anyhow::Result<T> {
+    let path = Path::new(NETNS_ROOT).join(netns);
+    let netns = File::open(&path).with_context(|| format!("open {}", path.display()))?;
+    let (sender, result) = oneshot::channel();
+    std::thread::Builder::new().name("netns".into()).spawn(move || {
+        let outcome = setns(netns, CloneFlags::CLONE_NEWNET)
+            .context("enter a network namespace")
+            .and_then(|()| work());
+        // Nobody waits any more when the caller was cancelled.
+        let _ = sender.send(outcome);
+    })?;
+    result.await.context("the thread ended without an answer")?
 }
 
 /// Runs a program to its end; its complaint becomes the error.
@@ -168,7 +199,7 @@ pub(crate) async fn run(program: &str, args: &[&str], input: &str) -> anyhow::Re
         .kill_on_drop(true)
         .spawn()
         .with_context(|| {
-            format!("cannot run `{program}`: install it (Debian: iproute2, nftables, procps)")
+            format!("cannot run `{program}`: install it (Debian: iproute2, nftables)")
         })?;
     let mut stdin = child.stdin.take().expect("stdin was asked to be a pipe");
     stdin.write_all(input.as_bytes()).await?;

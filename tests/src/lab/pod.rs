@@ -80,7 +80,7 @@ struct Container {
 
 enum Role {
     Proxy,
-    Application(ContainerSpec),
+    Application(Box<ContainerSpec>),
 }
 
 enum State {
@@ -100,7 +100,7 @@ impl Pod {
             containers.push(Container::new(PROXY, Role::Proxy));
         }
         for spec in &context.spec.containers {
-            containers.push(Container::new(&spec.name, Role::Application(spec.clone())));
+            containers.push(Container::new(&spec.name, Role::Application(Box::new(spec.clone()))));
         }
         let (reporter, reports) = mpsc::channel(16);
         Self {

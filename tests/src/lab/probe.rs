@@ -4,18 +4,14 @@
 //! dials would arrive as plaintext from the node. The lab does what the proxy would: it dials the
 //! pod's own address as the proxy's uid, which the redirection rules let pass.
 
-use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use nix::sched::{CloneFlags, setns};
 use nix::unistd::{Uid, setfsuid};
-use tokio::sync::oneshot;
 
-use super::layout::NETNS_ROOT;
+use super::network;
 
 /// A readiness probe.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -144,27 +140,17 @@ fn read_answer(stream: TcpStream) -> anyhow::Result<Answer> {
     Ok(Answer { status, body })
 }
 
-/// Runs `work` on a thread of its own in the pod's network namespace. The namespace and the uid of
-/// its sockets are the thread's, so it must end with the work and not return to a pool.
+/// Runs `work` where the probe comes from: its sockets are those of the namespace and of the uid.
 async fn inside<T: Send + 'static>(
     origin: Origin,
     work: impl FnOnce(IpAddr) -> anyhow::Result<T> + Send + 'static,
 ) -> anyhow::Result<T> {
-    let (sender, result) = oneshot::channel();
-    std::thread::Builder::new().name("probe".into()).spawn(move || {
-        let outcome = enter(&origin).and_then(|()| work(origin.address));
-        // Nobody waits any more when the probe was cancelled.
-        let _ = sender.send(outcome);
-    })?;
-    result.await.context("the probe's thread ended without an answer")?
-}
-
-fn enter(origin: &Origin) -> anyhow::Result<()> {
-    let path = Path::new(NETNS_ROOT).join(&origin.netns);
-    let netns = File::open(&path).with_context(|| format!("open {}", path.display()))?;
-    setns(netns, CloneFlags::CLONE_NEWNET).context("enter the pod's network namespace")?;
-    setfsuid(Uid::from_raw(origin.uid));
-    Ok(())
+    let Origin { netns, address, uid } = origin;
+    let as_uid = move || {
+        setfsuid(Uid::from_raw(uid));
+        work(address)
+    };
+    network::inside(&netns, as_uid).await
 }
 
 #[cfg(test)]
