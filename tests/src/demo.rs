@@ -87,7 +87,7 @@ impl Patience {
     }
 }
 
-const POLL: Duration = Duration::from_millis(20);
+const POLL: Duration = Duration::from_millis(5);
 
 /// Runs the demo; true when everything was as promised. Nothing of it is left either way, but for
 /// what it wrote to `out`.

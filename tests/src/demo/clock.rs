@@ -15,3 +15,8 @@ pub(super) fn micros(duration: Duration) -> u64 {
 pub(super) fn seconds(micros: u64) -> f64 {
     micros as f64 / 1e6
 }
+
+#[expect(clippy::cast_precision_loss, reason = "durations of seconds fit a float exactly enough")]
+pub(super) fn millis(micros: u64) -> f64 {
+    micros as f64 / 1e3
+}

@@ -131,3 +131,105 @@ fn when(told: &Told, at_us: u64) -> String {
         |(mark_us, label)| format!("{:.3} s after \"{label}\"", seconds(at_us - mark_us)),
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::story::Span;
+    use super::*;
+    use crate::app::{Called, Entry};
+    use crate::capture::Seen;
+    use crate::load::{Outcome, Record};
+
+    const SECOND: u64 = 1_000_000;
+
+    fn record(at_us: u64, outcome: Outcome) -> Record {
+        let (id, method) = (at_us.to_string(), "GET".to_owned());
+        Record { id, method, started_us: at_us, ended_us: at_us + 1000, outcome }
+    }
+
+    /// Two splits of ten seconds at 1,100 requests a second, exactly divided, and all the rest.
+    fn honest() -> Told {
+        let splits = (0..22_000_u64).map(|number| {
+            let every = if number < 11_000 { 10 } else { 2 };
+            let server = if number % every == 0 { CANARY } else { "web-v1" };
+            let outcome = Outcome::Ok { server: server.to_owned(), pod: "a".to_owned() };
+            record(number * 20 * SECOND / 22_000, outcome)
+        });
+        let records: Vec<_> = splits.collect();
+        let entry = |record: &Record| Entry {
+            server: match &record.outcome {
+                Outcome::Ok { server, .. } => server.clone(),
+                other => panic!("{other}"),
+            },
+            pod: "a".to_owned(),
+            id: record.id.clone(),
+            method: record.method.clone(),
+            body_sha256: String::new(),
+        };
+        let markers =
+            |plaintext_markers| Seen { packets: 10, plaintext_markers, ..Seen::default() };
+        let status = 403;
+        Told {
+            rate: 1000.0,
+            entries: records.iter().map(entry).collect(),
+            records,
+            split_before: Span { from_us: 0, to_us: 10 * SECOND },
+            edited_us: 10 * SECOND,
+            split_after: Span { from_us: 10 * SECOND, to_us: 20 * SECOND },
+            dying: Span { from_us: 15 * SECOND, to_us: 15 * SECOND + 5000 },
+            pod_kill: Span { from_us: 15 * SECOND, to_us: 16 * SECOND },
+            proxies: 6,
+            certificates_renewed: 6,
+            allowed_status: 200,
+            denied: Some(Called { status, headers: Default::default(), body: String::new() }),
+            wire: markers(0),
+            wire_without_mesh: markers(1),
+            ..Told::default()
+        }
+    }
+
+    #[track_caller]
+    fn check(change: impl FnOnce(&mut Told), expected: &str) {
+        let mut told = honest();
+        change(&mut told);
+        let broken = broken_promises(&told, &[]);
+        assert!(broken.iter().any(|promise| promise.contains(expected)), "{expected}: {broken:?}");
+    }
+
+    fn failed(reason: &str) -> Outcome {
+        Outcome::Status { status: 503, reason: reason.to_owned() }
+    }
+
+    #[test]
+    fn nothing_is_held_against_an_honest_mesh() {
+        assert_eq!(broken_promises(&honest(), &[]), [""; 0]);
+    }
+
+    #[test]
+    fn a_request_in_flight_at_the_kill_may_fail_when_it_says_why() {
+        let mut told = honest();
+        told.records.push(record(told.dying.from_us, failed("reset")));
+        assert_eq!(broken_promises(&told, &[]), [""; 0]);
+        check(|t| t.records.push(record(t.dying.from_us, failed(""))), "did not say why");
+        check(|t| t.records.push(record(t.dying.to_us + 1, failed("reset"))), "status:503:reset");
+    }
+
+    #[test]
+    fn every_promise_can_be_broken() {
+        check(|told| told.bursts.push(record(1, failed("reset"))), "status:503:reset");
+        check(|told| told.split_after.from_us = 5 * SECOND, "at 50/50 web-v2 answered");
+        check(|told| told.split_before.to_us = SECOND, "only 1100 requests");
+        check(|told| told.edited_us = 8 * SECOND, "the edit took 2");
+        check(|told| told.certificates_renewed = 5, "5 new certificates");
+        check(|told| told.allowed_status = 403, "got 403, not 200");
+        check(|told| told.denied = None, "got 0, not 403");
+        check(|told| told.entries.push(told.entries[0].clone()), "served twice");
+        check(|told| drop(told.entries.pop()), "1 answers came from no server");
+        check(|told| told.entries[0].method = "POST".to_owned(), "arrived altered");
+        check(|told| told.wire.plaintext_markers = 1, "in the clear 1 times");
+        check(|told| told.wire.packets = 0, "saw no packet");
+        check(|told| told.wire_without_mesh.plaintext_markers = 0, "proves nothing");
+        check(|told| told.denial = Span { from_us: 0, to_us: 40 * SECOND }, "under the policy");
+        assert_eq!(broken_promises(&honest(), &["file x".to_owned()]), ["left behind: file x"]);
+    }
+}

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::Context as _;
 use serde::Serialize;
 
-use super::clock::seconds;
+use super::clock::{millis, seconds};
 use super::ledgers::audit;
 use super::statistics::{find_change_us, quantile};
 use super::story::{Span, Told};
@@ -59,8 +59,8 @@ impl Report {
         Self {
             requests: sent.clone().count() as u64,
             failed: sent.clone().filter(|record| !record.outcome.is_ok()).count() as u64,
-            p50_ms: seconds(quantile(&latencies_us, 0.5)) * 1000.0,
-            p99_ms: seconds(quantile(&latencies_us, 0.99)) * 1000.0,
+            p50_ms: millis(quantile(&latencies_us, 0.5)),
+            p99_ms: millis(quantile(&latencies_us, 0.99)),
             split_before_v2_share: ratio(before),
             split_after_v2_share: ratio(after),
             requests_before: before.1,

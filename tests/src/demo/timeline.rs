@@ -7,9 +7,8 @@ use anyhow::Context as _;
 use plotters::coord::Shift;
 use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
-use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use super::clock::seconds;
+use super::clock::{millis, seconds};
 use super::statistics::quantile;
 use super::story::Told;
 use crate::load::{Outcome, Record};
@@ -17,15 +16,16 @@ use crate::load::{Outcome, Record};
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Chart<'a> = ChartContext<'a, SVGBackend<'a>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
 
-const SIZE: (u32, u32) = (1100, 620);
+const SIZE: (u32, u32) = (1100, 640);
 /// Title and legend; then the rows of event labels.
 const HEAD: i32 = 46;
 const LABEL_ROW: i32 = 19;
-const LABEL_ROWS: usize = 3;
+const LABEL_ROWS: usize = 4;
 const LATENCY_HEIGHT: u32 = 170;
-const LEFT: u32 = 70;
-const RIGHT: u32 = 24;
-const BIN_US: u64 = 250_000;
+const LEFT: u32 = 64;
+const EDGE: u32 = 10;
+const RIGHT: u32 = 40;
+const BIN_US: u64 = 500_000;
 
 const OLD: RGBColor = RGBColor(76, 120, 168);
 const CANARY: RGBColor = RGBColor(245, 145, 40);
@@ -94,7 +94,7 @@ impl Series {
     }
 
     fn latencies_ms(&self, at: f64) -> Vec<(f64, f64)> {
-        self.points(|bin| seconds(quantile(&bin.latencies_us, at)) * 1000.0)
+        self.points(|bin| millis(quantile(&bin.latencies_us, at)))
     }
 }
 
@@ -144,6 +144,7 @@ fn draw_rates<'a>(
     let top = highest(&all) * 1.08;
     let mut chart = ChartBuilder::on(area)
         .margin_top(HEAD + labels)
+        .margin_left(EDGE)
         .margin_right(RIGHT)
         .y_label_area_size(LEFT)
         .x_label_area_size(8)
@@ -167,6 +168,7 @@ fn draw_latency<'a>(
     let tail = series.latencies_ms(0.99);
     let mut chart = ChartBuilder::on(area)
         .margin_top(12)
+        .margin_left(EDGE)
         .margin_right(RIGHT)
         .margin_bottom(6)
         .y_label_area_size(LEFT)
@@ -220,7 +222,7 @@ fn draw_mesh<'a>(chart: &mut Chart<'a>, what: &str, labels: usize) -> Drawn<'a> 
     Ok(())
 }
 
-/// A line through both charts for every event, its label in the first row where it has room.
+/// A line through both charts for every event, and its label beside the line's upper end.
 fn draw_marks<'a>(
     root: &Area<'a>,
     told: &Told,
@@ -228,27 +230,34 @@ fn draw_marks<'a>(
     rates: &Chart<'a>,
     latency: &Chart<'a>,
 ) -> Drawn<'a> {
-    let right_edge = pixels(SIZE.0) - 4;
-    let mut rows_end = [0; LABEL_ROWS];
+    let style = ("sans-serif", 13).into_font().color(&INK);
+    let mut rows = LabelRows::default();
     for (at_us, label) in &told.marks {
         let at_s = seconds(at_us.saturating_sub(series.origin_us));
         let (x, _) = rates.plotting_area().map_coordinate(&(at_s, 0.0));
         let (_, bottom) = latency.plotting_area().map_coordinate(&(at_s, 0.0));
-        let width = label_width(label);
-        let (from, to) = if x + width > right_edge { (x - width, x) } else { (x, x + width) };
-        // The last row takes what has room nowhere.
-        let row = rows_end.iter().position(|end| *end < from).unwrap_or(LABEL_ROWS - 1);
-        rows_end[row] = to;
+        let row = rows.place(x, x + label_width(label));
         let top = HEAD + LABEL_ROW * i32::try_from(row)?;
         let line = PathElement::new([(x, top), (x, bottom)], INK.mix(0.55).stroke_width(1));
         root.draw(&line)?;
-        let side = if from < x { HPos::Right } else { HPos::Left };
-        let style = ("sans-serif", 13).into_font().color(&INK);
-        let style = style.pos(Pos::new(side, VPos::Top));
-        let start = if from < x { x - 4 } else { x + 4 };
-        root.draw(&Text::new(*label, (start, top), style))?;
+        root.draw(&Text::new(*label, (x + 5, top), style.clone()))?;
     }
     Ok(())
+}
+
+/// Where each row's last label ends.
+#[derive(Default)]
+struct LabelRows([i32; LABEL_ROWS]);
+
+impl LabelRows {
+    /// The highest row from which a line goes down through no earlier label; the lowest row takes
+    /// what has room nowhere. Events come from left to right.
+    fn place(&mut self, from: i32, to: i32) -> usize {
+        let taken = self.0.iter().rposition(|end| *end >= from);
+        let row = taken.map_or(0, |row| row + 1).min(LABEL_ROWS - 1);
+        self.0[row] = to;
+        row
+    }
 }
 
 /// Of a label at its size, with room around it; fonts differ, so on the wide side.
@@ -267,4 +276,41 @@ fn per_second(count: u64) -> f64 {
 
 fn pixels(length: u32) -> i32 {
     i32::try_from(length).expect("a picture is smaller than that")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_step_down_and_start_again_where_there_is_room() {
+        let mut rows = LabelRows::default();
+        let placed = [(10, 60), (40, 90), (50, 55), (80, 100), (200, 250)];
+        // The fourth has room in the first row, but its line would cross the second's label.
+        assert_eq!(placed.map(|(from, to)| rows.place(from, to)), [0, 1, 2, 2, 0]);
+    }
+
+    #[test]
+    fn the_picture_shows_versions_and_events() {
+        let record = |at: u64, server: &str| Record {
+            id: String::new(),
+            method: "GET".into(),
+            started_us: at * 1000,
+            ended_us: at * 1000 + 700,
+            outcome: Outcome::Ok { server: server.into(), pod: String::new() },
+        };
+        let records =
+            (0..3000).map(|at| record(at, if at % 10 == 0 { "web-v2" } else { "web-v1" }));
+        let told = Told {
+            records: records.collect(),
+            marks: vec![(1_000_000, "split 50/50")],
+            ..Told::default()
+        };
+        let file = tempfile::NamedTempFile::new().unwrap();
+        draw(&told, file.path()).unwrap();
+        let svg = std::fs::read_to_string(file.path()).unwrap();
+        for expected in ["split 50/50", "web-v1", "web-v2", "p99", "requests/s", "</svg>"] {
+            assert!(svg.contains(expected), "{expected} in {svg}");
+        }
+    }
 }
