@@ -61,12 +61,10 @@ impl Call {
 pub async fn serve(accepted: Accepted, worker: &Rc<Worker>) {
     let Accepted { tcp, peer, original } = accepted;
     let mut conn = Conn::new(Stream::Tcp(tcp));
-    let grace = match inbound_policy(worker) {
-        Ok(policy) if policy.tls_mode(original.port()) == TlsMode::Permissive => {
-            worker.detected.grace(original, worker.now())
-        }
-        Ok(_) | Err(_) => HANDSHAKE_TIMEOUT,
-    };
+    let permissive = inbound_policy(worker)
+        .is_ok_and(|policy| policy.tls_mode(original.port()) == TlsMode::Permissive);
+    let grace =
+        if permissive { worker.detected.grace(original, worker.now()) } else { HANDSHAKE_TIMEOUT };
     match sniff(&mut conn, grace).await {
         Sniffed::Mesh(hello) => match handshake(conn, *hello, worker).await {
             Ok((conn, source, alpn)) => {
@@ -78,7 +76,9 @@ pub async fn serve(accepted: Accepted, worker: &Rc<Worker>) {
                 telemetry::connection_error(worker, Direction::Inbound, &error);
             }
         },
-        Sniffed::Plain => {
+        Sniffed::Ended if !permissive => {}
+        // A caller that has nothing to say may still wait for what the application says.
+        Sniffed::Plain | Sniffed::Ended => {
             let call = Call { peer, local: original, source: None };
             serve_plain(conn, worker, &call).await;
         }
@@ -109,6 +109,8 @@ enum Sniffed {
     Mesh(Box<ClientHello>),
     /// Anything else, TLS of somebody else included; or nothing for as long as was waited.
     Plain,
+    /// The caller has closed its side without a word.
+    Ended,
     Gone,
 }
 
@@ -138,7 +140,8 @@ async fn sniff(conn: &mut Conn, grace: Duration) -> Sniffed {
         match timeout(wait, conn.fill()).await {
             Ok(Ok(n)) if n > 0 => {}
             Ok(Ok(_)) if !conn.buf.is_empty() => return Sniffed::Plain,
-            Ok(Ok(_) | Err(_)) => return Sniffed::Gone,
+            Ok(Ok(_)) => return Sniffed::Ended,
+            Ok(Err(_)) => return Sniffed::Gone,
             Err(_) => return Sniffed::Plain,
         }
     }
@@ -248,14 +251,16 @@ async fn race(mut conn: Conn, worker: &Rc<Worker>, call: &Call, policy: &Inbound
     };
     tokio::select! {
         biased;
-        read = conn.fill() => {
-            if read.is_ok_and(|n| n > 0)
-                && let Some(verdict) = caller_speaks(&mut conn).await
-            {
-                drop(up);
-                serve_spoken(conn, worker, call, verdict).await;
+        read = conn.fill() => match read {
+            Ok(0) if opaque.is_ok() => forward(conn, up, worker, call).await,
+            Ok(0) | Err(_) => {}
+            Ok(_) => {
+                if let Some(verdict) = caller_speaks(&mut conn).await {
+                    drop(up);
+                    serve_spoken(conn, worker, call, verdict).await;
+                }
             }
-        }
+        },
         // The server's first bytes, or its end, go to the caller only if it may have the connection.
         _ = up.fill(), if opaque.is_ok() => {
             worker.detected.remember(call.local, worker.now());

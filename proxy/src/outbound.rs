@@ -134,9 +134,8 @@ async fn race(
     let grace = worker.detected.grace(call.original, worker.now());
     if !down.buf.is_empty() || !grace.is_zero() {
         match timeout(grace, down.fill()).await {
-            Ok(Ok(0)) => {
-                return Err(Error::ConnectionLost(std::io::ErrorKind::UnexpectedEof.into()));
-            }
+            // A client that has nothing to say may still wait for what the server says.
+            Ok(Ok(0)) => return Ok(Protocol::Opaque(None)),
             Ok(Ok(_)) => return decide(down, worker, call, None).await,
             Ok(Err(error)) => return Err(Error::ConnectionLost(error)),
             Err(_) => {}
@@ -146,10 +145,7 @@ async fn race(
     tokio::select! {
         biased;
         read = down.fill() => match read {
-            Ok(0) => {
-                endpoint.state.finish(Outcome::Neutral, worker.now(), None, &[]);
-                Err(Error::ConnectionLost(std::io::ErrorKind::UnexpectedEof.into()))
-            }
+            Ok(0) => Ok(Protocol::Opaque(Some((endpoint, backend, up)))),
             Ok(_) => decide(down, worker, call, Some((endpoint, backend, up))).await,
             Err(error) => {
                 endpoint.state.finish(Outcome::Neutral, worker.now(), None, &[]);
