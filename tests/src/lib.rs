@@ -5,3 +5,4 @@ pub mod capture;
 pub mod demo;
 pub mod lab;
 pub mod load;
+pub mod real;
