@@ -253,3 +253,61 @@ fn an_upgrade_becomes_a_tunnel_and_old_clients_get_no_chunks() {
         assert!(got.ends_with("\r\n\r\nhello"), "{got}");
     });
 }
+
+#[test]
+fn a_request_timeout_in_the_middle_of_a_response_cuts_it() {
+    run(async {
+        let (app, address) = listen().await;
+        let mut mesh = Mesh::new(address, v1::Protocol::Http1).await;
+        let timeouts = v1::Timeouts { request_ms: 200, ..v1::Timeouts::default() };
+        let policy = v1::Policy {
+            source: "shop/web".into(),
+            timeouts: Some(timeouts),
+            ..v1::Policy::default()
+        };
+        mesh.outbound.put(v1::ResourceType::Policy, "shop/web", &policy);
+        let mut client = mesh.dial().await;
+        write(&mut client, "GET / HTTP/1.1\r\nHost: w\r\n\r\n").await;
+        let mut served = accept(&app).await;
+        read_until(&mut served, "\r\n\r\n").await;
+        write(&mut served, "HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\npart").await;
+        read_until(&mut client, "part").await;
+        let mut rest = Vec::new();
+        let end = timeout(PATIENCE, client.read_to_end(&mut rest)).await.unwrap();
+        assert!(end.is_err() && rest.is_empty(), "a reset and not a second answer: {rest:?}");
+
+        let mut client = mesh.dial().await;
+        write(&mut client, "GET / HTTP/1.1\r\nHost: w\r\n\r\n").await;
+        let mut served = accept(&app).await;
+        read_until(&mut served, "\r\n\r\n").await;
+        let got = read_until(&mut client, "\r\n\r\n").await;
+        assert!(got.starts_with("HTTP/1.1 504"), "{got}");
+        assert!(got.contains("heddle-error: request-timeout\r\n"), "{got}");
+    });
+}
+
+#[test]
+fn an_answer_to_an_unfinished_upload_is_not_lost() {
+    run(async {
+        let (app, address) = listen().await;
+        let mesh = Mesh::new(address, v1::Protocol::Http1).await;
+        let client = mesh.dial().await;
+        let (mut from, mut to) = client.into_split();
+        let upload = async {
+            let head = "PUT /f HTTP/1.1\r\nHost: w\r\nContent-Length: 10000000\r\n\r\n";
+            to.write_all(head.as_bytes()).await.unwrap();
+            // Until the proxy stops reading: whether the rest arrives is not the point.
+            while to.write_all(&[b'x'; 4096]).await.is_ok() {}
+        };
+        let serve = async {
+            let mut served = accept(&app).await;
+            read_until(&mut served, "\r\n\r\n").await;
+            write(&mut served, "HTTP/1.1 413 Too Large\r\ncontent-length: 3\r\n\r\nbig").await;
+            let mut answer = [0; 60];
+            let n = from.read(&mut answer).await.unwrap();
+            assert!(answer[..n].starts_with(b"HTTP/1.1 413"));
+            drop(from);
+        };
+        timeout(PATIENCE, Box::pin(async { tokio::join!(upload, serve) })).await.unwrap();
+    });
+}

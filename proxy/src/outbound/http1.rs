@@ -1,5 +1,6 @@
 //! HTTP/1 from the application: per request match → draw → pick → send → retry → record once.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -36,6 +37,8 @@ const OUTBOUND: Answer =
 enum Next {
     /// The connection may carry another request.
     Request,
+    /// It is over after our last words: the client may still be sending, and must not lose them.
+    Linger,
     /// It is over; what has to be said was said.
     Close,
 }
@@ -67,11 +70,13 @@ pub(super) async fn serve(mut down: Conn, worker: &Rc<Worker>, call: &Call) {
             keep_alive: head.keep_alive() && !worker.shared.drain.is_draining(),
             upgrade: head.wants_upgrade() || head.is_connect(),
         };
-        let next = Request { worker, call, facts, started: Instant::now() }
-            .run(down, &mut request, &head, &request_bytes)
-            .await;
+        let next =
+            Request { worker, call, facts, started: Instant::now(), answered: Cell::new(false) }
+                .run(down, &mut request, &head, &request_bytes)
+                .await;
         match next {
             (Next::Request, Some(conn)) => down = conn,
+            (Next::Linger, Some(mut conn)) => return linger(&mut conn).await,
             _ => return,
         }
         wire = request.into_buffer();
@@ -117,6 +122,8 @@ struct Request<'a> {
     call: &'a Call,
     facts: Facts,
     started: Instant,
+    /// The head of a final response has been written for the client.
+    answered: Cell<bool>,
 }
 
 /// How a request ended, for the one place that records it.
@@ -145,11 +152,11 @@ impl Request<'_> {
                 // It left the mesh's knowledge while the connection was open: the next dial decides.
                 let error = Error::NoEndpoints("destination".into());
                 self.answer(&mut down, &error, true).await;
-                return (Next::Close, None);
+                return (Next::Linger, Some(down));
             }
             Err(error) => {
                 self.answer(&mut down, &error, true).await;
-                return (Next::Close, None);
+                return (Next::Linger, Some(down));
             }
         };
         let backend = draw(self.worker, &port).clone();
@@ -161,6 +168,11 @@ impl Request<'_> {
         };
         let ended = match outcome {
             Ok(ended) => ended,
+            // The time ran out in the middle of the response: the client must see that it is cut.
+            Err(error) if self.answered.get() => {
+                down.io.reset_on_drop();
+                Ended { reason: Some(error.reason()), ..Ended::gone() }
+            }
             Err(error) => self.fail(&mut down, request, &error).await,
         };
         self.record(&port, &backend, head, head_bytes, &ended);
@@ -319,7 +331,7 @@ impl Request<'_> {
         } else {
             Outcome::Success(complete.head_at - begun)
         };
-        let next = if keep { Next::Request } else { Next::Close };
+        let next = if keep { Next::Request } else { Next::Linger };
         (
             Ended {
                 status: complete.status,
@@ -357,6 +369,7 @@ impl Request<'_> {
         mesh: bool,
         out: &mut BytesMut,
     ) -> crate::http1::Delivery {
+        self.answered.set(self.answered.get() || !head.is_interim());
         // What the inbound proxy says of itself is passed on; what an application says is not.
         let mut said = [const { None }; 2];
         if mesh {
@@ -379,14 +392,11 @@ impl Request<'_> {
     async fn fail(&self, down: &mut Conn, request: &Outgoing, error: &Error) -> Ended {
         let close = !self.facts.keep_alive || !request.is_complete();
         self.answer(down, error, close).await;
-        if close {
-            linger(down).await;
-        }
         let facts = error.reason().facts();
         Ended {
             status: facts.status,
             reason: Some(error.reason()),
-            next: if close { Next::Close } else { Next::Request },
+            next: if close { Next::Linger } else { Next::Request },
             tunnel: None,
             endpoint: None,
         }
