@@ -1,6 +1,8 @@
 //! A real control plane and the control side of a real proxy in one process: certificates,
 //! discovery, readiness, and what each does while the other is away. No traffic, no root.
 
+#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
