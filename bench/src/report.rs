@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::goals::Goal;
+
 /// Everything `report.json` holds.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Report {
@@ -13,10 +15,23 @@ pub(crate) struct Report {
     /// Samples that do not count, and why.
     pub void: Vec<Void>,
     pub gates: Vec<Gate>,
+    pub goals: Vec<Goal>,
+}
+
+impl Report {
+    /// What makes the run fail: a promise that was missed, an answer that Heddle lost or got wrong.
+    /// What a peer lost only takes its sample away.
+    pub(crate) fn failures(&self) -> Vec<String> {
+        let missed = self.gates.iter().filter(|gate| gate.verdict == Verdict::Fail);
+        let missed = missed.map(|gate| format!("missed: {}", gate.promise));
+        let void = self.void.iter().filter(|void| void.variant == "heddle");
+        let void = void.map(|void| format!("void: {}, round {}", void.measurement, void.round + 1));
+        missed.chain(void).collect()
+    }
 }
 
 /// Where, when and how.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Environment {
     pub date: String,
     pub commit: String,
@@ -284,6 +299,28 @@ mod tests {
             let found = samples.map(summary);
             assert_eq!(judge_range("", limit, found.as_ref()).verdict, expected);
         }
+    }
+
+    #[test]
+    fn a_run_fails_on_what_heddle_missed_or_lost() {
+        let gate =
+            |verdict| Gate { promise: format!("{verdict:?}"), limit: None, found: None, verdict };
+        let void = |variant: &str| Void {
+            variant: variant.into(),
+            measurement: "grpc".into(),
+            round: 1,
+            reason: String::new(),
+        };
+        let report = Report {
+            environment: Environment::default(),
+            results: BTreeMap::new(),
+            void: vec![void("envoy-h1"), void("heddle")],
+            gates: [Verdict::Pass, Verdict::Warn, Verdict::Fail, Verdict::NotMeasured]
+                .map(gate)
+                .into(),
+            goals: Vec::new(),
+        };
+        assert_eq!(report.failures(), ["missed: Fail", "void: grpc, round 2"]);
     }
 
     #[test]

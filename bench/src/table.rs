@@ -1,7 +1,6 @@
 //! The report for people, as Markdown. Everything in it comes from the report's data.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 
 use crate::report::{Metric, Report, Summary, Verdict, better};
 use crate::rounds::{GRPC, MANY_CONNECTIONS, RATE, RATE_CONNECTIONS};
@@ -88,6 +87,7 @@ const GROUPS: [Group; 7] = [
 pub(crate) fn markdown(report: &Report) -> String {
     let mut page = introduction(report);
     page.push_str(&gates(report));
+    page.push_str(&goals(report));
     page.push_str("## Results\n\nEach cell: minimum / **median** / maximum over the rounds. Ratios are of medians.\n");
     for group in &GROUPS {
         page.push_str(&table(group, &report.results));
@@ -143,8 +143,26 @@ fn gates(report: &Report) -> String {
             Verdict::Fail => "**missed**",
             Verdict::NotMeasured => "not measured",
         };
-        writeln!(text, "| {} | {limit} | {found} | {verdict} |", gate.promise)
-            .expect("a String takes everything");
+        text += &format!("| {} | {limit} | {found} | {verdict} |\n", gate.promise);
+    }
+    text + "\n"
+}
+
+fn goals(report: &Report) -> String {
+    let mut text =
+        "## Goals\n\nWhere Heddle wants to be: ratios to Envoy's better mode. They fail \
+                    nothing.\n\n| goal | ratio | found | |\n| --- | --- | --- | --- |\n"
+            .to_owned();
+    for goal in &report.goals {
+        let sign = if goal.at_least { '≥' } else { '≤' };
+        let found = goal.found.map_or_else(|| "–".into(), |found| format!("{found:.2}"));
+        let verdict = match goal.is_reached() {
+            Some(true) => "reached",
+            Some(false) => "not yet",
+            None => "not measured",
+        };
+        let (what, target) = (&goal.what, goal.target);
+        text += &format!("| {what} | {sign} {target:.2} | {found} | {verdict} |\n");
     }
     text + "\n"
 }
@@ -215,14 +233,8 @@ fn void(report: &Report) -> String {
     let mut text = "\n## Void samples\n\nNot counted above.\n\n".to_owned();
     for void in &report.void {
         let reason = void.reason.lines().next().unwrap_or_default();
-        writeln!(
-            text,
-            "- {}, {}, round {}: {reason}",
-            void.variant,
-            void.measurement,
-            void.round + 1
-        )
-        .expect("a String takes everything");
+        let (variant, measurement, round) = (&void.variant, &void.measurement, void.round + 1);
+        text += &format!("- {variant}, {measurement}, round {round}: {reason}\n");
     }
     text
 }
