@@ -66,6 +66,12 @@ bench: ## Side by side with Envoy and HAProxy; QUICK=1 for five minutes (root, L
 	@peers=$$(bench/prepare); \
 		$(TARGET)/$(PROFILE)/heddle-bench run $$peers $(if $(QUICK),--quick)
 
+.PHONY: fuzz
+fuzz: ## Hostile bytes for everything that reads them, FUZZ_SECONDS=60 for each target
+	@scripts/prepare build
+	$(CARGO) build --workspace --bins --locked
+	$(TARGET)/debug/heddle-fuzz --seconds $(or $(FUZZ_SECONDS),60)
+
 .PHONY: gen
 gen: ## Write into docs/ what the last bench and the last demo measured
 	@[ ! -f $(TARGET)/bench/report.json ] || $(CARGO) run --locked --package heddle-bench -- render

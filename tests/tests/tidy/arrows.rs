@@ -18,6 +18,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("tests", &["api", "resources", "policy", "runtime", "proxy", "init", "control-plane"]),
     // Measures the programs from outside, as a user would; it only speaks the wire contract.
     ("bench", &["api", "control-plane", "tests"]),
+    ("fuzz", &["api", "resources", "policy", "proxy", "control-plane"]),
 ];
 
 /// What never gets into the sidecar, through nobody.
