@@ -208,12 +208,8 @@ fn render(report: &Path, to: &Path) -> anyhow::Result<()> {
     let text = fs::read_to_string(report)
         .with_context(|| format!("no report at {}: run `make bench` first", report.display()))?;
     let report: Report = serde_json::from_str(&text).context("not a report of this version")?;
-    if report.environment.quick {
-        eprintln!(
-            "heddle-bench: {} stays as it is: the report is of a quick run; `make bench` makes a \
-             full one",
-            to.display()
-        );
+    if let Some(reason) = report.environment.why_not_published() {
+        eprintln!("heddle-bench: {} stays as it is: {reason}", to.display());
         return Ok(());
     }
     fs::write(to, table::markdown(&report)).with_context(|| format!("write {}", to.display()))

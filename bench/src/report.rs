@@ -51,6 +51,19 @@ pub(crate) struct Environment {
     pub versions: BTreeMap<String, String>,
 }
 
+impl Environment {
+    /// Only figures that others can hold us to are for keeping.
+    pub(crate) fn why_not_published(&self) -> Option<String> {
+        if self.quick {
+            return Some("the report is of a quick run; `make bench` makes a full one".into());
+        }
+        let profile = &self.profile;
+        (profile != "release").then(|| {
+            format!("the report is of a build with profile `{profile}`; `make bench` makes another")
+        })
+    }
+}
+
 /// What is measured, in the order of the tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -299,6 +312,17 @@ mod tests {
             let found = samples.map(summary);
             assert_eq!(judge_range("", limit, found.as_ref()).verdict, expected);
         }
+    }
+
+    #[test]
+    fn only_full_runs_of_released_code_are_published() {
+        let published = |quick, profile: &str| {
+            let environment = Environment { quick, profile: profile.into(), ..Default::default() };
+            environment.why_not_published().is_none()
+        };
+        assert!(published(false, "release"));
+        assert!(!published(true, "release"));
+        assert!(!published(false, "quick-release") && !published(false, "debug"));
     }
 
     #[test]

@@ -117,7 +117,7 @@ fn introduction(report: &Report) -> String {
          # Performance{short}\n\n\
          {date}, commit {commit}, build profile `{profile}`. {rounds} interleaved rounds, \
          {seconds} s counted per cell. {cpus} × {cpu}, kernel {kernel}; {pinned}; fixed-rate \
-         measurements {realtime}; {steal:.1} % of CPU time was taken by the hypervisor. {versions}.\n\n\
+         measurements {realtime}; {steal:.1} % of CPU time was taken by the hypervisor. Peers: {versions}.\n\n\
          Absolute figures are this machine's. Ratios travel.\n\n",
         date = environment.date,
         commit = environment.commit,
@@ -128,7 +128,7 @@ fn introduction(report: &Report) -> String {
         cpu = environment.cpu,
         kernel = environment.kernel,
         steal = environment.steal_percent,
-        versions = versions.join(", "),
+        versions = if versions.is_empty() { "none".into() } else { versions.join(", ") },
     )
 }
 
