@@ -15,10 +15,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use futures::future::join_all;
 use hdrhistogram::Histogram;
 use tokio::net::{TcpSocket, TcpStream};
-use tokio::task::spawn_local;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::backend::ID;
@@ -116,15 +115,16 @@ impl Tally {
     where
         F: Future<Output = anyhow::Result<()>> + 'static,
     {
-        let spawn = |worker: F| {
+        // Dropped with what is left in it: no worker outlives its measurement.
+        let mut running = JoinSet::new();
+        for worker in workers {
             let tally = Rc::clone(self);
-            spawn_local(async move {
+            running.spawn_local(async move {
                 if let Err(error) = worker.await {
                     tally.failures.borrow_mut().push(error);
                 }
-            })
-        };
-        let workers: Vec<_> = workers.into_iter().map(spawn).collect();
+            });
+        }
         sleep(timing.warm_up).await;
         self.latency_ns.borrow_mut().reset();
         let (requests, started, before) =
@@ -135,7 +135,7 @@ impl Tally {
         let latency_ns = self.latency_ns.borrow().clone();
         self.stopped.set(true);
         // Each worker gives up on an answer by itself, so this one cannot last.
-        join_all(workers).await;
+        while running.join_next().await.is_some() {}
         let failures = self.failures.take();
         if let Some(first) = failures.first() {
             bail!("{} workers failed, the first: {first:#}", failures.len());

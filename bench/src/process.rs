@@ -127,7 +127,7 @@ impl Usage {
     pub(crate) fn of(pids: &[u32]) -> anyhow::Result<Self> {
         let mut usage = Self::default();
         for pid in pids {
-            usage.cpu += cpu(*pid).with_context(|| format!("process {pid} is gone"))?;
+            usage.cpu += cpu(*pid).with_context(|| format!("process {pid} has ended"))?;
             usage.rss_kib = usage.rss_kib.max(rss_kib(*pid)?);
         }
         Ok(usage)
@@ -153,7 +153,7 @@ fn parse_schedstat(text: &str) -> anyhow::Result<u64> {
 
 fn rss_kib(pid: u32) -> anyhow::Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    parse_rss(&status).with_context(|| format!("no VmRSS of process {pid}"))
+    parse_rss(&status).with_context(|| format!("process {pid} has ended"))
 }
 
 fn parse_rss(status: &str) -> Option<u64> {
