@@ -190,3 +190,38 @@ fn every_metric_is_documented_and_exists() {
         assert!(documented.contains(&*whole), "{whole} is not documented");
     }
 }
+
+/// Every string that follows `before` in the tests' Rust files.
+fn literals(folder: &Path, before: &str, found: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(folder).expect("the folder can be read") {
+        let path = entry.expect("the entry can be read").path();
+        if path.is_dir() {
+            literals(&path, before, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let text = fs::read_to_string(&path).expect("the file can be read");
+            let rest = text.split(before).skip(1);
+            found.extend(rest.filter_map(|rest| Some(rest.split_once('"')?.0.to_owned())));
+        }
+    }
+}
+
+#[test]
+fn what_tests_need_is_prepared() {
+    let script = read("scripts/prepare");
+    let prepared: BTreeSet<_> =
+        script.split(|c: char| c.is_whitespace() || "()".contains(c)).collect();
+    let mut packages = BTreeSet::new();
+    for folder in ["tests/src/real", "tests/tests"] {
+        literals(&root().join(folder), concat!("pack", "age: \""), &mut packages);
+    }
+    // Of a test of the search itself.
+    packages.remove("no-such-package");
+    packages.remove("dash");
+    assert!(!packages.is_empty());
+    for package in packages {
+        assert!(
+            prepared.contains(&*package),
+            "{package} is not among the packages of scripts/prepare"
+        );
+    }
+}

@@ -64,7 +64,7 @@ const IMPURE: &[&str] = &[
 ];
 
 /// What the manifest of the crate in `folder` says against the arrows.
-pub fn manifest_problems(folder: &str, manifest: &str) -> Vec<String> {
+pub(crate) fn manifest_problems(folder: &str, manifest: &str) -> Vec<String> {
     let Some(allowed) = allowed(folder) else {
         return vec![format!("{folder}: a new crate; name what it may use in tests/tests/tidy")];
     };
@@ -89,7 +89,7 @@ pub fn manifest_problems(folder: &str, manifest: &str) -> Vec<String> {
 }
 
 /// What the code of `file` uses against the arrows.
-pub fn use_problems(file: &File) -> Vec<String> {
+pub(crate) fn use_problems(file: &File) -> Vec<String> {
     let Some(folder) = file.path.split('/').next() else { return Vec::new() };
     let Some(allowed) = allowed(folder) else { return Vec::new() };
     let code = Source::read(&file.text).code;
@@ -104,7 +104,7 @@ pub fn use_problems(file: &File) -> Vec<String> {
 }
 
 /// What a pure file uses that has an effect or depends on one.
-pub fn purity_problems(file: &File) -> Vec<String> {
+pub(crate) fn purity_problems(file: &File) -> Vec<String> {
     if !is_pure(&file.path) || file.is_test() {
         return Vec::new();
     }
@@ -119,7 +119,7 @@ pub fn purity_problems(file: &File) -> Vec<String> {
 }
 
 /// What `cargo tree --prefix none` says is in the sidecar and must not be.
-pub fn tree_problems(tree: &str) -> Vec<String> {
+pub(crate) fn tree_problems(tree: &str) -> Vec<String> {
     let names: BTreeMap<_, _> = tree.lines().filter_map(|line| line.split_once(' ')).collect();
     let found = NOT_IN_PROXY.iter().filter(|name| names.contains_key(**name));
     found.map(|name| format!("the proxy depends on {name}")).collect()
@@ -129,7 +129,7 @@ fn allowed(folder: &str) -> Option<&'static [&'static str]> {
     ARROWS.iter().find(|(name, _)| *name == folder).map(|(_, allowed)| *allowed)
 }
 
-pub fn is_pure(path: &str) -> bool {
+pub(crate) fn is_pure(path: &str) -> bool {
     let beneath = |pure: &str| {
         path.strip_prefix(pure).is_some_and(|rest| rest == ".rs" || rest.starts_with('/'))
     };
@@ -137,7 +137,7 @@ pub fn is_pure(path: &str) -> bool {
 }
 
 /// The pure places, so that a moved file does not take its rule with it.
-pub fn pure_places() -> &'static [&'static str] {
+pub(crate) fn pure_places() -> &'static [&'static str] {
     PURE
 }
 

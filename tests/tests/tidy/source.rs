@@ -3,23 +3,23 @@
 
 /// One file, split into what the rules look at. Line numbers are those of the file.
 #[derive(Debug, Default)]
-pub struct Source {
+pub(crate) struct Source {
     /// The code, line by line: comments and the contents of strings are gone.
-    pub code: Vec<String>,
+    pub(crate) code: Vec<String>,
     /// Plain `//` comments: line number (from 1) and text. Documentation comments are not among them.
-    pub comments: Vec<(usize, String)>,
+    pub(crate) comments: Vec<(usize, String)>,
 }
 
 impl Source {
     /// Splits `text`.
-    pub fn read(text: &str) -> Self {
+    pub(crate) fn read(text: &str) -> Self {
         let mut lexer = Lexer { rest: text, code: String::new(), comments: Vec::new() };
         lexer.run();
         Self { code: lexer.code.lines().map(str::to_owned).collect(), comments: lexer.comments }
     }
 
     /// The same without anything that exists for tests alone. Removed lines are left blank.
-    pub fn without_tests(mut self) -> Self {
+    pub(crate) fn without_tests(mut self) -> Self {
         let mut line = 0;
         while line < self.code.len() {
             if !self.code[line].trim_start().starts_with("#[cfg(test)]") {
@@ -41,7 +41,7 @@ impl Source {
     }
 
     /// How many lines hold code.
-    pub fn code_lines(&self) -> usize {
+    pub(crate) fn code_lines(&self) -> usize {
         self.code.iter().filter(|line| !line.trim().is_empty()).count()
     }
 }

@@ -5,26 +5,26 @@ use std::path::{Path, PathBuf};
 
 /// One text file.
 #[derive(Debug)]
-pub struct File {
+pub(crate) struct File {
     /// Relative to the root of the repository, with `/`.
-    pub path: String,
-    pub text: String,
+    pub(crate) path: String,
+    pub(crate) text: String,
     is_test: bool,
 }
 
 impl File {
     /// A file that exists only in a test.
-    pub fn new(path: &str, text: &str) -> Self {
+    pub(crate) fn new(path: &str, text: &str) -> Self {
         let is_test = path.starts_with("tests/tests/");
         Self { path: path.into(), text: text.into(), is_test }
     }
 
-    pub fn is_rust(&self) -> bool {
+    pub(crate) fn is_rust(&self) -> bool {
         Path::new(&self.path).extension().is_some_and(|ext| ext == "rs")
     }
 
     /// Test code that lies in files of its own.
-    pub fn is_test(&self) -> bool {
+    pub(crate) fn is_test(&self) -> bool {
         self.is_test
     }
 
@@ -53,12 +53,12 @@ fn module_name(line: &str) -> Option<&str> {
 }
 
 /// The root of the repository.
-pub fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ has a parent").to_owned()
 }
 
 /// Every text file of the tree; what builds leave behind is not part of it.
-pub fn files() -> Vec<File> {
+pub(crate) fn files() -> Vec<File> {
     let root = root();
     let mut files = Vec::new();
     let mut folders = vec![root.clone()];
