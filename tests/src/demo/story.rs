@@ -101,7 +101,7 @@ pub(super) const EDIT_TO_EFFECT: Duration = Duration::from_secs(1);
 /// Before anything is measured: connections are opened, caches filled.
 const WARM_UP: Duration = Duration::from_millis(500);
 /// After a change, to see what it leads to.
-const AFTERMATH: Duration = Duration::from_millis(1500);
+const AFTERMATH: Duration = Duration::from_millis(2500);
 const CONTROL_PLANE_AWAY: Duration = Duration::from_secs(3);
 const LIMIT: Duration = Duration::from_secs(20);
 

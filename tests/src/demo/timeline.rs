@@ -19,8 +19,8 @@ type Chart<'a> = ChartContext<'a, SVGBackend<'a>, Cartesian2d<RangedCoordf64, Ra
 const SIZE: (u32, u32) = (1100, 640);
 /// Title and legend; then the rows of event labels.
 const HEAD: i32 = 46;
-const LABEL_ROW: i32 = 19;
-const LABEL_ROWS: usize = 4;
+const LABEL_ROW: i32 = 18;
+const LABEL_ROWS: usize = 5;
 const LATENCY_HEIGHT: u32 = 170;
 const LEFT: u32 = 64;
 const EDGE: u32 = 10;
@@ -260,9 +260,9 @@ impl LabelRows {
     }
 }
 
-/// Of a label at its size, with room around it; fonts differ, so on the wide side.
+/// Of a label at its size, with room around it; fonts differ a little.
 fn label_width(label: &str) -> i32 {
-    i32::try_from(label.len()).unwrap_or(0) * 15 / 2 + 12
+    i32::try_from(label.len()).unwrap_or(0) * 6 + 10
 }
 
 fn highest(points: &[(f64, f64)]) -> f64 {

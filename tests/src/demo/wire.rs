@@ -21,13 +21,14 @@ impl Wire {
         command.args(["netns", "exec", netns]).arg(program);
         command.args(["capture", "--marker", marker]);
         // It ends with its input: also when this process is killed.
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().context("start the capture")?;
         let mut output = BufReader::new(child.stdout.take().expect("piped above"));
         let mut line = String::new();
         output.read_line(&mut line)?;
         if line.is_empty() {
-            bail!("the capture did not start: {}", child.wait()?);
+            let ended = child.wait_with_output()?;
+            bail!("the capture did not start: {}", String::from_utf8_lossy(&ended.stderr).trim());
         }
         Ok(Self { child, output })
     }
