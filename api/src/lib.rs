@@ -3,4 +3,5 @@
 
 pub mod identity;
 pub mod names;
+#[cfg(feature = "proto")]
 pub mod proto;

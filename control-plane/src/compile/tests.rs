@@ -1,3 +1,5 @@
+//! The rules of compilation, one by one, on small clusters.
+
 use std::net::SocketAddr;
 
 use heddle_api::proto::v1::address::Kind as AddressKind;

@@ -1,3 +1,5 @@
+//! A directory that people and editors write to, read as the source reads it.
+
 use std::fs;
 use std::path::Path;
 

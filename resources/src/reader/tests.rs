@@ -1,3 +1,5 @@
+//! A table of spoilt objects: each must be refused with a message that helps.
+
 use super::*;
 
 /// A good object of each kind, to be spoilt by the table below.
