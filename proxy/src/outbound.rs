@@ -88,8 +88,10 @@ async fn protocol(
     };
     match client_speaks(down).await? {
         Verdict::Http2 if want == Verdict::Http2 => Ok(Protocol::Http2),
-        // What is not HTTP/2 goes to the HTTP/1 codec where that is declared: its refusals say more.
+        // What is no HTTP at all goes to the codec of what is declared: its refusals say more, and
+        // RFC 9113, 3.4 wants an invalid preface answered by the end of the connection, not a reset.
         Verdict::Http1 | Verdict::Opaque if want == Verdict::Http1 => Ok(Protocol::Http1),
+        Verdict::Opaque if want == Verdict::Http2 => Ok(Protocol::Http2),
         Verdict::Http1 | Verdict::Http2 | Verdict::Tls | Verdict::Opaque | Verdict::NeedMore => {
             Err(Error::ProtocolMismatch { declared })
         }
