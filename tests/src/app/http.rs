@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use aws_lc_rs::digest;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, TRAILER};
-use http::{HeaderName, HeaderValue, Request, Response, StatusCode};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 
 use super::answer::{self, Body};
 use super::{Answer, Entry, Ledger};
@@ -51,7 +51,8 @@ impl App {
             peer,
             headers: head.headers.iter().map(|(n, v)| (n.to_string(), text(v))).collect(),
         };
-        Ok(route(&answer, &query).await)
+        let response = route(&answer, &query).await;
+        Ok(if head.method == Method::HEAD { without_body(response) } else { response })
     }
 
     fn enter(&self, id: &str, method: &str, body_sha256: &str) -> io::Result<()> {
@@ -110,6 +111,15 @@ fn json(status: StatusCode, answer: &Answer) -> Response<Body> {
     let bytes = serde_json::to_vec(answer).expect("strings and numbers always serialize");
     let mut response = of_type("application/json", answer::full(bytes));
     *response.status_mut() = status;
+    response
+}
+
+/// What HEAD is answered: hyper leaves the body away on HTTP/1 only.
+fn without_body(mut response: Response<Body>) -> Response<Body> {
+    if let Some(length) = response.body().size_hint().exact() {
+        response.headers_mut().entry(CONTENT_LENGTH).or_insert(length.into());
+    }
+    *response.body_mut() = answer::full("");
     response
 }
 
