@@ -11,4 +11,4 @@ mod suite;
 pub use programs::{Program, require};
 pub use ran::Ran;
 pub use stage::{Background, Stage};
-pub use suite::{Side, Suite, eventually};
+pub use suite::{Side, Suite, eventually, sides};

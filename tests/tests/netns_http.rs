@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use heddle_tests::lab::Options;
-use heddle_tests::real::{Background, Program, Side, Stage, Suite, eventually, require};
+use heddle_tests::real::{Background, Program, Side, Stage, Suite, eventually, require, sides};
 use serde_json::Value;
 
 const NEEDED: &[Program] = &[
@@ -20,13 +20,8 @@ const NEEDED: &[Program] = &[
     Program::Python("websockets"),
 ];
 
-const SIDE: &str = include_str!("../data/real/http.yaml");
-const OPEN: &str = "apiVersion: heddle.io/v1alpha1
-kind: MeshTLSPolicy
-metadata: { name: open, namespace: open }
-spec: { mode: Permissive }
----
-apiVersion: heddle.io/v1alpha1
+/// The ingress takes calls from outside the mesh.
+const INGRESS: &str = "apiVersion: heddle.io/v1alpha1
 kind: MeshTLSPolicy
 metadata: { name: ingress, namespace: meshed }
 spec:
@@ -41,13 +36,8 @@ const EVENTS: usize = 60;
 #[test]
 fn programs_that_know_nothing_of_the_mesh_speak_through_it() {
     require(NEEDED).unwrap();
-    let side = |name: &str, inject: &str| SIDE.replace("@NS@", name).replace("@INJECT@", inject);
-    let manifests = [
-        side("plain", "disabled"),
-        side("meshed", "enabled"),
-        side("open", "enabled"),
-        OPEN.to_owned(),
-    ];
+    let mut manifests = sides(include_str!("../data/real/http.yaml"));
+    manifests.push(INGRESS.to_owned());
     let stage = Stage::up(&manifests, Options::default()).unwrap();
     // A minute of events runs beside everything else.
     let events: Vec<_> = [Side::PLAIN, Side::MESHED]

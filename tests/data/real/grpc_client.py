@@ -3,6 +3,8 @@
 usage: grpc_client.py TARGET CASE
 """
 
+import json
+import queue
 import sys
 import time
 from collections import Counter
@@ -39,7 +41,6 @@ def all_kinds():
 
 def bidi():
     """Every answer is waited for before the next message: nothing is held back on the way."""
-    import queue
     outbox = queue.Queue()
     answers = channel.stream_stream("/lab.Test/bidi")(iter(outbox.get, None), timeout=20)
     for i in range(100):
@@ -108,8 +109,8 @@ def parallel():
 
 def balance():
     """One channel, hence one connection to the proxy: which server answered each request?"""
-    names = Counter(unary("unary")(b"", timeout=10)[:1].decode() for _ in range(200))
-    print(dict(names))
+    calls = [unary("unary").future(b"", timeout=20) for _ in range(400)]
+    print(json.dumps(Counter(call.result()[:1].decode() for call in calls)))
 
 
 def metadata():

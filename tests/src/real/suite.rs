@@ -48,6 +48,16 @@ impl Side {
     }
 }
 
+/// The same manifests for each side, `@NS@` being its namespace and `@INJECT@` whether it is meshed;
+/// and the policy that lets plaintext into the namespace `open`.
+#[must_use]
+pub fn sides(manifests: &str) -> Vec<String> {
+    let of = |name: &str, inject: &str| manifests.replace("@NS@", name).replace("@INJECT@", inject);
+    let open = "apiVersion: heddle.io/v1alpha1\nkind: MeshTLSPolicy\n\
+                metadata: { name: open, namespace: open }\nspec: { mode: Permissive }\n";
+    vec![of("plain", "disabled"), of("meshed", "enabled"), of("open", "enabled"), open.to_owned()]
+}
+
 /// Runs cases and keeps what failed.
 #[derive(Debug, Default)]
 pub struct Suite {
