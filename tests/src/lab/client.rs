@@ -17,26 +17,33 @@ const REPLY_TIMEOUT: Duration = Duration::from_secs(600);
 /// # Errors
 /// When the node process does not answer, or answers with a failure.
 pub fn request(layout: &Layout, request: &Request) -> anyhow::Result<Reply> {
-    let dir = layout.dir().display();
-    let mut stream = UnixStream::connect(layout.socket()).with_context(|| {
+    let line = exchange(layout, request).with_context(|| {
+        let dir = layout.dir().display();
         if layout.run().exists() {
             format!(
-                "the lab of {dir} does not answer; `heddle-lab down --dir {dir}` removes what is left"
+                "the lab of {dir} does not answer; `heddle-lab down --dir {dir}` removes what is \
+                 left of it"
             )
         } else {
             format!("no lab of {dir} is up; start it with `heddle-lab up {dir}`")
         }
     })?;
-    stream.set_read_timeout(Some(REPLY_TIMEOUT))?;
-    writeln!(stream, "{}", serde_json::to_string(request)?)?;
-    let mut line = String::new();
-    BufReader::new(stream)
-        .read_line(&mut line)
-        .context("the lab's node process does not answer")?;
-    match serde_json::from_str(&line).context("the lab's node process ended while it answered")? {
+    match serde_json::from_str(&line).context("the lab's node process is of another version")? {
         Reply::Failed { message } => bail!(message),
         reply @ (Reply::Status(_) | Reply::Enter(_) | Reply::Done) => Ok(reply),
     }
+}
+
+fn exchange(layout: &Layout, request: &Request) -> anyhow::Result<String> {
+    let mut stream = UnixStream::connect(layout.socket())?;
+    stream.set_read_timeout(Some(REPLY_TIMEOUT))?;
+    writeln!(stream, "{}", serde_json::to_string(request)?)?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line)?;
+    if line.is_empty() {
+        bail!("the node process ended instead of answering");
+    }
+    Ok(line)
 }
 
 /// How the lab is.

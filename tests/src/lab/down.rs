@@ -58,7 +58,7 @@ pub async fn down(layout: &Layout) -> anyhow::Result<()> {
 }
 
 /// The node processes of this lab; more than one only after accidents.
-pub(crate) fn node_processes(layout: &Layout) -> Vec<Pid> {
+fn node_processes(layout: &Layout) -> Vec<Pid> {
     let program = layout.bin().join("heddle-lab").display().to_string();
     processes::with_arguments(|arguments| {
         arguments.first() == Some(&program)
@@ -68,7 +68,8 @@ pub(crate) fn node_processes(layout: &Layout) -> Vec<Pid> {
 
 async fn kill_until_gone(what: &str, find: impl Fn() -> Vec<Pid>) -> anyhow::Result<()> {
     let gone = async {
-        // Twice nothing: a process that was between two namespaces at the first look is in one now.
+        // Twice nothing: a process that had no arguments yet, or was between two namespaces, at the
+        // first look is found at the second.
         let mut empty = 0;
         while empty < 2 {
             let found = find();

@@ -29,6 +29,7 @@ mod state;
 mod stop;
 
 pub(crate) use state::{describe, last_line};
+pub(crate) use stop::DRAINED_PATH;
 
 /// How long `heddle-init` may take.
 const INIT_TIMEOUT: Duration = Duration::from_secs(20);

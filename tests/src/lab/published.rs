@@ -9,11 +9,13 @@ use heddle_api::names;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use k8s_openapi::jiff::Timestamp;
 use serde::Serialize;
 
 use super::endpoints::PodView;
 use super::network::GATEWAY_V4;
+use super::pod::DRAINED_PATH;
 use super::pod_spec::PROXY;
 
 /// Writes the published files.
@@ -99,7 +101,8 @@ fn pod_object(pod: &PodView<'_>) -> core::Pod {
     object
 }
 
-/// The two containers that injection adds in a cluster; what the manifest said of them stays.
+/// The two containers that injection adds in a cluster, and the hook of the others; what the
+/// manifest said of them stays.
 fn inject(spec: &mut core::PodSpec) {
     let containers = spec.init_containers.get_or_insert_default();
     for (name, restart) in [(names::INIT_CONTAINER, None), (names::PROXY_CONTAINER, Some("Always"))]
@@ -117,7 +120,21 @@ fn inject(spec: &mut core::PodSpec) {
             security.run_as_user = Some(i64::from(names::PROXY_UID));
         }
     }
-    debug_assert!(spec.containers.iter().all(|container| container.name != PROXY));
+    for container in &mut spec.containers {
+        debug_assert!(container.name != PROXY);
+        let lifecycle = container.lifecycle.get_or_insert_default();
+        lifecycle.pre_stop.get_or_insert_with(await_drain);
+    }
+}
+
+/// The application outlives the last request: see `pod/stop.rs`, which does as this says.
+fn await_drain() -> core::LifecycleHandler {
+    let get = core::HTTPGetAction {
+        path: Some(DRAINED_PATH.into()),
+        port: IntOrString::Int(names::METRICS_PORT.into()),
+        ..core::HTTPGetAction::default()
+    };
+    core::LifecycleHandler { http_get: Some(get), ..core::LifecycleHandler::default() }
 }
 
 fn condition(kind: &str, holds: bool) -> core::PodCondition {
@@ -163,5 +180,8 @@ mod tests {
             .map(|c| (c.name.as_str(), c.restart_policy.as_deref(), c.env.iter().flatten().count()))
             .collect();
         assert_eq!(injected, [("heddle-proxy", Some("Always"), 1), ("heddle-init", None, 0)]);
+        let hook = spec.containers[0].lifecycle.as_ref().and_then(|l| l.pre_stop.as_ref());
+        let get = hook.and_then(|hook| hook.http_get.as_ref()).unwrap();
+        assert_eq!((get.path.as_deref(), &get.port), (Some("/drained"), &IntOrString::Int(15109)));
     }
 }

@@ -5,7 +5,7 @@
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -47,8 +47,8 @@ pub async fn up(layout: &Layout, options: &UpOptions) -> anyhow::Result<Status> 
     let desired = check_manifests(layout)?;
     let needs_mesh = desired.pods.values().any(|pod| pod.meshed);
     make_run_dir(layout, options, needs_mesh)?;
-    start_node(layout)?;
-    wait_ready(layout, options.timeout).await
+    let mut node = start_node(layout)?;
+    wait_ready(layout, &mut node, options.timeout).await
 }
 
 /// Keeps another `up` or `down` of the same lab away while it lives.
@@ -145,7 +145,7 @@ fn copy_program(program: &Path, bin: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn start_node(layout: &Layout) -> anyhow::Result<()> {
+fn start_node(layout: &Layout) -> anyhow::Result<Child> {
     let log = File::create(layout.node_log())?;
     Command::new(layout.bin().join("heddle-lab"))
         .arg("__node")
@@ -155,23 +155,27 @@ fn start_node(layout: &Layout) -> anyhow::Result<()> {
         .stdout(log.try_clone()?)
         .stderr(log)
         .spawn()
-        .context("start the lab's node process")?;
-    Ok(())
+        .context("start the lab's node process")
 }
 
-async fn wait_ready(layout: &Layout, timeout: Duration) -> anyhow::Result<Status> {
+async fn wait_ready(
+    layout: &Layout,
+    node: &mut Child,
+    timeout: Duration,
+) -> anyhow::Result<Status> {
     let deadline = Instant::now() + timeout;
     let mut last = None;
     loop {
         match client::status(layout) {
             Ok(status) if status.unready().is_empty() => return Ok(status),
             Ok(status) => last = Some(status),
-            // The socket is there when the first namespaces are.
-            Err(error) if last.is_some() || !node_runs(layout) => {
-                let log = fs::read_to_string(layout.node_log()).unwrap_or_default();
-                return Err(error.context(log.trim().to_owned()));
+            Err(error) => {
+                // The socket is there when the first namespaces are.
+                if node.try_wait()?.is_some() {
+                    let log = fs::read_to_string(layout.node_log()).unwrap_or_default();
+                    return Err(error.context(format!("the node process ended: {}", log.trim())));
+                }
             }
-            Err(_) => {}
         }
         if Instant::now() >= deadline {
             break;
@@ -185,8 +189,4 @@ async fn wait_ready(layout: &Layout, timeout: Duration) -> anyhow::Result<Status
         timeout.as_secs(),
         lines.join("\n  ")
     )
-}
-
-fn node_runs(layout: &Layout) -> bool {
-    !super::down::node_processes(layout).is_empty()
 }

@@ -2,14 +2,31 @@
 //! same moment, the sidecar's among them; each application gets SIGTERM after its own hook; the
 //! proxy gets SIGTERM when the applications have gone; what is left when the grace period ends is
 //! killed.
+//!
+//! An application without a hook of its own has the one that injection gives it: its SIGTERM waits
+//! until the proxy has nothing inbound left, so one that exits at once leaves no request behind.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
+use heddle_api::names;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::process::Child;
 
-use super::{Pod, Role, State, processes, state};
+use super::{Origin, Pod, Role, State, processes, state};
+use crate::lab::pod_spec::ContainerSpec;
+use crate::lab::probe;
+
+/// Answers when the proxy is drained, at its metrics port.
+pub(crate) const DRAINED_PATH: &str = "/drained";
+
+/// What comes before a container's SIGTERM.
+enum Hook {
+    None,
+    Command(Child),
+    Drained { origin: Origin, limit: Duration },
+}
 
 impl Pod {
     pub(super) async fn stop(&mut self) {
@@ -33,10 +50,7 @@ impl Pod {
         let mut hooks = Vec::new();
         for container in &self.containers {
             if let (Role::Application(spec), Some(pid)) = (&container.role, container.state.pid()) {
-                let hook = spec.pre_stop.clone().and_then(|argv| {
-                    self.spawn_hook(self.context.container(spec, argv), &spec.name)
-                });
-                hooks.push(terminate_after(hook, pid));
+                hooks.push(terminate_after(self.begin_hook(spec), pid));
             }
         }
         futures::future::join_all(hooks).await;
@@ -53,6 +67,22 @@ impl Pod {
         while self.has_running(|role| matches!(role, Role::Proxy)) {
             self.await_exit().await;
         }
+    }
+
+    fn begin_hook(&self, spec: &ContainerSpec) -> Hook {
+        if let Some(argv) = spec.pre_stop.clone() {
+            let hook = self.spawn_hook(self.context.container(spec, argv), &spec.name);
+            return hook.map_or(Hook::None, Hook::Command);
+        }
+        if self.running_proxy().is_none() {
+            return Hook::None;
+        }
+        let origin = Origin {
+            netns: self.context.netns(),
+            address: IpAddr::from(self.context.addresses.v4),
+            uid: names::PROXY_UID,
+        };
+        Hook::Drained { origin, limit: Duration::from_secs(self.context.spec.grace_s) }
     }
 
     async fn await_exit(&mut self) {
@@ -74,9 +104,17 @@ impl Pod {
     }
 }
 
-async fn terminate_after(hook: Option<Child>, pid: Pid) {
-    if let Some(mut hook) = hook {
-        let _ = hook.wait().await;
+async fn terminate_after(hook: Hook, pid: Pid) {
+    // Whatever becomes of a hook, SIGTERM follows it.
+    match hook {
+        Hook::None => {}
+        Hook::Command(mut child) => drop(child.wait().await),
+        Hook::Drained { origin, limit } => {
+            let asked = probe::fetch_http(origin, names::METRICS_PORT, DRAINED_PATH, &[], limit);
+            if let Err(error) = asked.await {
+                tracing::warn!("waiting for the proxy to be drained: {error:#}");
+            }
+        }
     }
     let _ = kill(pid, Signal::SIGTERM);
 }
