@@ -146,7 +146,7 @@ fn with_lab(
     screen: &Arc<Screen>,
     patience: &Patience,
 ) -> anyhow::Result<story::Told> {
-    screen.say("starting: control plane, 8 pods, 6 of them with a sidecar");
+    screen.tell("starting: control plane, 8 pods, 6 of them with a sidecar");
     let program = std::env::current_exe()?.with_file_name("heddle-app");
     let lab = Lab::up(
         dir,

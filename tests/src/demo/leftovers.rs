@@ -28,6 +28,14 @@ impl Namespaces {
         let names = lab.layout().existing_netns();
         Ok(Self(names.iter().map(inode).collect::<anyhow::Result<_>>()?))
     }
+
+    /// Those that nobody else has by now: the kernel gives the number of a namespace that is gone
+    /// to a new one, and that one has a name.
+    fn without_reused(&self) -> BTreeSet<u64> {
+        let named = fs::read_dir(NETNS_ROOT).into_iter().flatten().flatten();
+        let named = named.filter_map(|entry| Some(fs::metadata(entry.path()).ok()?.ino()));
+        self.0.difference(&named.collect()).copied().collect()
+    }
 }
 
 /// The parts of the host that a lab has no business with.
@@ -83,13 +91,13 @@ impl Machine {
 fn processes(layout: &Layout, namespaces: Option<&Namespaces>) -> Vec<String> {
     let own = std::process::id();
     let run = layout.run();
+    let namespaces = namespaces.map(Namespaces::without_reused).unwrap_or_default();
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     let is_ours = |pid: &u32| {
         let proc = Path::new("/proc").join(pid.to_string());
         let inode = fs::metadata(proc.join("ns/net")).map(|metadata| metadata.ino());
-        let is_inside =
-            namespaces.is_some_and(|ours| inode.is_ok_and(|inode| ours.0.contains(&inode)));
+        let is_inside = inode.is_ok_and(|inode| namespaces.contains(&inode));
         // A removed program's link ends in " (deleted)", its beginning is still ours.
         let is_program = fs::read_link(proc.join("exe")).is_ok_and(|exe| exe.starts_with(&run));
         *pid != own && (is_inside || is_program)

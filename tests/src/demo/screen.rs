@@ -3,9 +3,12 @@
 use std::io::{IsTerminal as _, Write as _, stdout};
 use std::sync::Mutex;
 
+use super::clock::{now_us, seconds};
+
 #[derive(Debug)]
 pub(super) struct Screen {
     is_terminal: bool,
+    started_us: u64,
     live: Mutex<Live>,
 }
 
@@ -20,7 +23,14 @@ const UPDATES_PER_LINE: u64 = 10;
 
 impl Screen {
     pub(super) fn new() -> Self {
-        Self { is_terminal: stdout().is_terminal(), live: Mutex::default() }
+        let is_terminal = stdout().is_terminal();
+        Self { is_terminal, started_us: now_us(), live: Mutex::default() }
+    }
+
+    /// A step of the story, with the time since the beginning.
+    pub(super) fn tell(&self, text: &str) {
+        let at_s = seconds(now_us().saturating_sub(self.started_us));
+        self.say(&format!("{at_s:6.1} s  {text}"));
     }
 
     /// A line, or several, that stay.

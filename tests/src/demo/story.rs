@@ -181,6 +181,7 @@ impl Story<'_> {
         let old = self.seen_with_bursts(told, marker, 8, &BTreeSet::new())?;
         let from_us = self.mark(told, "certificates renewed", "every proxy renews its certificate");
         self.order_renewals(told.proxies)?;
+        self.patience.wait(AFTERMATH)?;
         let mut connections = 24;
         loop {
             let seen = self.seen_with_bursts(told, marker, connections, &old)?;
@@ -190,7 +191,6 @@ impl Story<'_> {
                 break;
             }
         }
-        self.patience.wait(AFTERMATH)?;
         told.renewal = Span::since(from_us);
         Ok(())
     }
@@ -204,8 +204,8 @@ impl Story<'_> {
         known: &BTreeSet<String>,
     ) -> anyhow::Result<BTreeSet<String>> {
         for pod in [FRONTEND, INTRUDER] {
-            let url = format!("{SERVICE}delay?ms=100");
-            let plan = Plan { pod, url, rate: 0, connections, duration_ms: 200, marker };
+            let url = format!("{SERVICE}delay?ms=50");
+            let plan = Plan { pod, url, rate: 0, connections, duration_ms: 100, marker };
             told.bursts.extend(Traffic::run(self.lab, &plan)?);
             self.patience.wait(Duration::ZERO)?;
         }
@@ -336,7 +336,7 @@ impl Story<'_> {
     }
 
     fn say(&self, text: &str) {
-        self.screen.say(&format!("» {text}"));
+        self.screen.tell(text);
     }
 }
 

@@ -125,7 +125,7 @@ fn describe(recent: &VecDeque<Bucket>) -> String {
     let p50_ms = medians.get(medians.len() / 2).copied().unwrap_or(0) as f64 / 1000.0;
     let p99_ms = recent.iter().map(|bucket| bucket.p99_us).max().unwrap_or(0) as f64 / 1000.0;
     let mut text = format!(
-        "  {rps:5} rps   p50 {p50_ms:5.2} ms   p99 {p99_ms:6.2} ms   success {:6.2} %",
+        "          {rps:5} rps   p50 {p50_ms:5.2} ms   p99 {p99_ms:6.2} ms   success {:6.2} %",
         percent(ok, all)
     );
     for (server, count) in by_server {
