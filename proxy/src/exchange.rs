@@ -7,8 +7,8 @@
 use std::io;
 
 use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{Duration, Instant, timeout, timeout_at};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::time::{Duration, Instant, sleep, timeout, timeout_at};
 
 use crate::error::Error;
 use crate::hop;
@@ -26,6 +26,10 @@ const REPLAY_SIZE: usize = 64 * 1024;
 const COALESCE_SIZE: usize = 16 * 1024;
 /// A server that stops reading may still have an answer on the way.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+/// What a client may send ahead, in bytes, before its end is no longer looked for.
+const READ_AHEAD: usize = 16 * 1024;
+/// A client may close its side and still wait for the answer; one that has left looks the same.
+const HALF_CLOSED: Duration = Duration::from_secs(30);
 
 /// The connection a request goes out on.
 pub struct Upstream {
@@ -54,6 +58,8 @@ pub struct Outgoing {
     facts: RequestFacts,
     /// `wire` holds every body byte that was taken from the client.
     pub replayable: bool,
+    /// The last attempt has written all of it.
+    sent: bool,
     /// Body bytes sent.
     pub body_bytes: u64,
 }
@@ -65,7 +71,8 @@ impl Outgoing {
     /// The body's framing is malformed.
     pub fn new(head: &RequestHead, wire: BytesMut, down: &mut Conn) -> Result<Self, Refusal> {
         let decoder = BodyDecoder::new(head.framing(), &LIMITS);
-        let mut this = Self { wire, decoder, facts: head.into(), replayable: true, body_bytes: 0 };
+        let facts = head.into();
+        let mut this = Self { wire, decoder, facts, replayable: true, sent: false, body_bytes: 0 };
         if !this.decoder.is_done() && !down.buf.is_empty() {
             this.take(&mut down.buf)?;
         }
@@ -199,51 +206,97 @@ pub async fn exchange(
     judge: impl FnMut(&ResponseHead, &[u8], &mut BytesMut) -> Judgement,
 ) -> End {
     let facts = request.facts;
-    let mut sent = Ok(());
-    if let Err(error) = send(&mut up.conn.io, &request.wire).await {
+    request.sent = false;
+    let written = send(&mut up.conn.io, &request.wire).await;
+    let refused = written.is_err();
+    match written {
+        Ok(()) => request.sent = request.is_complete(),
         // A server that refuses early and closes may have said why.
-        if up.conn.is_quiet() {
-            return End::Failed(Error::ConnectionLost(error));
-        }
-        sent = Err(error);
+        Err(error) if up.conn.is_quiet() => return End::Failed(Error::ConnectionLost(error)),
+        Err(_) => {}
     }
-    let whole = request.is_complete() || sent.is_err();
     let head = &mut up.head;
-    let end = if whole {
-        let respond = Respond { facts, mesh: up.mesh, patience, judge };
-        respond.run(&mut up.conn.io, &mut up.conn.buf, head, &mut down.io).await
+    let respond = Respond { facts, mesh: up.mesh, patience, judge };
+    let end = if request.sent || refused {
+        respond.run(&mut up.conn.io, &mut up.conn.buf, head, down).await
     } else {
+        let may_half_close = down.may_half_close();
         let (mut down_read, mut down_write) = tokio::io::split(&mut down.io);
         let (mut up_read, mut up_write) = tokio::io::split(&mut up.conn.io);
-        let respond = Respond { facts, mesh: up.mesh, patience, judge };
         let respond = respond.run(&mut up_read, &mut up.conn.buf, head, &mut down_write);
-        let pump = pump(&mut down_read, &mut down.buf, request, &mut up_write);
+        let pump = async {
+            let pumped = pump(&mut down_read, &mut down.buf, request, &mut up_write).await;
+            if pumped.is_ok() {
+                left(&mut down_read, &mut down.buf, may_half_close).await;
+            }
+            pumped.err().unwrap_or(PumpError::ClientGone)
+        };
         both(respond, pump).await
     };
-    let End::Complete(mut complete) = end else { return end };
-    // A request that was not taken whole leaves bytes that would be read as the next one.
-    let taken = request.is_complete();
-    complete.client_reusable &= taken;
-    complete.upstream_reusable &= taken && sent.is_ok() && up.conn.buf.is_empty();
-    End::Complete(complete)
+    match end {
+        End::Complete(mut complete) => {
+            // A request that was not taken whole leaves bytes that would be read as the next one; of
+            // one that was not written whole the server takes the next one for the rest.
+            complete.client_reusable &= request.is_complete();
+            complete.upstream_reusable &= request.sent && up.conn.buf.is_empty();
+            End::Complete(complete)
+        }
+        End::Switched { status } if !request.sent => {
+            End::Broken { status, error: Error::ResponseMalformed(BadResponse::UnaskedSwitch) }
+        }
+        end => end,
+    }
 }
 
-/// Runs both directions until the response has ended.
-async fn both(
-    respond: impl Future<Output = End>,
-    pump: impl Future<Output = Result<(), PumpError>>,
-) -> End {
-    tokio::pin!(respond, pump);
+/// Where a response goes, and who may leave before it has come.
+trait Client: AsyncWrite + Unpin {
+    /// Resolves when the client has left. Cancel-safe.
+    async fn left(&mut self);
+}
+
+impl Client for Conn {
+    async fn left(&mut self) {
+        let may_half_close = self.may_half_close();
+        left(&mut self.io, &mut self.buf, may_half_close).await;
+    }
+}
+
+/// Whoever has the other half reads.
+impl<T: AsyncWrite> Client for tokio::io::WriteHalf<T> {
+    async fn left(&mut self) {
+        std::future::pending().await
+    }
+}
+
+/// Resolves when the client has left: broken off, or closed its side and heard nothing for long.
+/// What it sends ahead is kept.
+async fn left(client: &mut (impl AsyncRead + Unpin), buf: &mut BytesMut, may_half_close: bool) {
+    let mut ahead = [0; 64];
+    loop {
+        if buf.len() >= READ_AHEAD {
+            return std::future::pending().await;
+        }
+        match client.read(&mut ahead).await {
+            Ok(0) if may_half_close => return sleep(HALF_CLOSED).await,
+            Ok(0) | Err(_) => return,
+            Ok(n) => buf.extend_from_slice(&ahead[..n]),
+        }
+    }
+}
+
+/// Runs both directions until the response has ended. `pump` ends only when there is no use in
+/// waiting for it.
+async fn both(respond: impl Future<Output = End>, pump: impl Future<Output = PumpError>) -> End {
+    tokio::pin!(respond);
     let pumped = tokio::select! {
         biased;
         end = &mut respond => return end,
-        pumped = &mut pump => pumped,
+        pumped = pump => pumped,
     };
     match pumped {
-        Ok(()) => respond.await,
-        Err(PumpError::Refused(refusal)) => End::Refused(refusal),
-        Err(PumpError::ClientGone) => End::ClientGone,
-        Err(PumpError::Upstream(error)) => {
+        PumpError::Refused(refusal) => End::Refused(refusal),
+        PumpError::ClientGone => End::ClientGone,
+        PumpError::Upstream(error) => {
             timeout(LAST_WORDS, respond).await.unwrap_or(End::Failed(Error::ConnectionLost(error)))
         }
     }
@@ -275,6 +328,7 @@ async fn pump(
             send(up, &request.wire[from..]).await.map_err(PumpError::Upstream)?;
         }
         if request.is_complete() {
+            request.sent = true;
             return Ok(());
         }
         match fill(down, buf).await {
@@ -298,7 +352,7 @@ impl<J: FnMut(&ResponseHead, &[u8], &mut BytesMut) -> Judgement> Respond<J> {
         up: &mut (impl AsyncRead + Unpin),
         buf: &mut BytesMut,
         head: &mut ResponseHead,
-        down: &mut (impl AsyncWrite + Unpin),
+        down: &mut impl Client,
     ) -> End {
         let mut out = BytesMut::new();
         let mut interim = 0;
@@ -307,13 +361,16 @@ impl<J: FnMut(&ResponseHead, &[u8], &mut BytesMut) -> Judgement> Respond<J> {
             let Patience { head_by, idle } = self.patience;
             let late = head_by.map(|by| (by, Error::PerTryTimeout));
             let silent = idle.map(|idle| (Instant::now() + idle, Error::IdleTimeout));
-            let read = match earlier(late, silent) {
-                None => read.await,
-                Some((by, error)) => timeout_at(by, read).await.unwrap_or(Err(error)),
+            let read = async {
+                match earlier(late, silent) {
+                    None => read.await,
+                    Some((by, error)) => timeout_at(by, read).await.unwrap_or(Err(error)),
+                }
             };
-            let n = match read {
-                Ok(n) => n,
-                Err(error) => return End::Failed(error),
+            let n = match unless_left(down, read).await {
+                Some(Ok(n)) => n,
+                Some(Err(error)) => return End::Failed(error),
+                None => return End::ClientGone,
             };
             let delivery = match (self.judge)(head, &buf[..n], &mut out) {
                 Judgement::Forward(delivery) => delivery,
@@ -339,6 +396,15 @@ impl<J: FnMut(&ResponseHead, &[u8], &mut BytesMut) -> Judgement> Respond<J> {
             let relay = Relay { delivery, head_at, idle };
             return relay.run(up, buf, head, down, out).await;
         }
+    }
+}
+
+/// What `read` brings, or `None` when the client leaves first.
+async fn unless_left<T>(down: &mut impl Client, read: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        read = read => Some(read),
+        () = down.left() => None,
     }
 }
 
@@ -387,7 +453,7 @@ impl Relay {
         up: &mut (impl AsyncRead + Unpin),
         buf: &mut BytesMut,
         head: &ResponseHead,
-        down: &mut (impl AsyncWrite + Unpin),
+        down: &mut impl Client,
         mut out: BytesMut,
     ) -> End {
         let status = head.status();
@@ -425,14 +491,15 @@ impl Relay {
                     client_reusable: !self.delivery.close,
                 });
             }
-            match self.fill(up, buf).await {
-                Ok(0) if decoder.finish_at_eof().is_ok() => {}
-                Ok(0) => {
+            match unless_left(down, self.fill(up, buf)).await {
+                Some(Ok(0)) if decoder.finish_at_eof().is_ok() => {}
+                Some(Ok(0)) => {
                     let error = Error::ConnectionLost(io::ErrorKind::UnexpectedEof.into());
                     return End::Broken { status, error };
                 }
-                Ok(_) => {}
-                Err(error) => return End::Broken { status, error },
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return End::Broken { status, error },
+                None => return End::ClientGone,
             }
         }
     }
@@ -500,3 +567,6 @@ fn transform(
     };
     Ok(progress.raw)
 }
+
+#[cfg(test)]
+mod tests;

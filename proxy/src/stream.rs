@@ -118,7 +118,8 @@ impl Conn {
         }
     }
 
-    /// True when a connection that should be silent is: nothing to read and not ended.
+    /// True when a connection that should be silent is: nothing to read and not ended. What was read
+    /// to find out is kept.
     #[must_use]
     pub fn is_quiet(&mut self) -> bool {
         if !self.buf.is_empty() {
@@ -128,7 +129,16 @@ impl Conn {
         let mut probe = ReadBuf::new(&mut probe);
         // The waker is never used: an idle connection is looked at again before its next use.
         let mut cx = Context::from_waker(std::task::Waker::noop());
-        Pin::new(&mut self.io).poll_read(&mut cx, &mut probe).is_pending()
+        let quiet = Pin::new(&mut self.io).poll_read(&mut cx, &mut probe).is_pending();
+        self.buf.extend_from_slice(probe.filled());
+        quiet
+    }
+
+    /// True when the peer may close its side of a request's connection and still wait for the
+    /// answer. The mesh's own proxies never do.
+    #[must_use]
+    pub fn may_half_close(&self) -> bool {
+        matches!(self.io, Stream::Tcp(_))
     }
 }
 
