@@ -15,6 +15,8 @@ use crate::snapshot::{Backend, Endpoint};
 
 /// Latency is forgotten with this time constant.
 const DECAY: Duration = Duration::from_secs(10);
+/// An estimate younger than this is taken as it is: in milliseconds.
+const DECAY_STARTS: u64 = 1000;
 /// What an endpoint without history is assumed to take: low, so that newcomers are tried.
 const UNKNOWN_LATENCY_NS: u64 = 100_000;
 /// First avoidance after a refused connection; doubled at each further one.
@@ -119,6 +121,13 @@ impl EndpointState {
         }
     }
 
+    /// An opaque connection was made: all that can be seen to go well with it.
+    pub fn connected(&self) {
+        self.failures.store(0, Relaxed);
+        self.refusals.store(0, Relaxed);
+        self.avoid_until.store(0, Relaxed);
+    }
+
     fn avoid(&self, now: Duration) {
         let refusals = self.refusals.fetch_add(1, Relaxed).min(8);
         let pause = AVOID_BASE.saturating_mul(1 << refusals).min(AVOID_MAX);
@@ -155,25 +164,39 @@ impl EndpointState {
         let new = if sample >= old {
             sample
         } else {
-            let elapsed = millis(now).saturating_sub(at) as f64 / DECAY.as_millis() as f64;
             // Even many answers within one millisecond must bring a peak down.
-            let keep = (-elapsed).exp().min(0.99);
+            let keep = kept(millis(now).saturating_sub(at)).min(0.99);
             (old as f64 * keep + sample as f64 * (1.0 - keep)) as u64
         };
         self.latency_ns.store(new, Relaxed);
     }
 
-    fn cost(&self, balance: Balance) -> u64 {
+    #[expect(clippy::cast_possible_truncation, reason = "smaller than a value that fits")]
+    fn cost(&self, balance: Balance, now: Duration) -> u64 {
         let load = u64::from(self.in_flight()) + 1;
         match balance {
             Balance::PeakEwma => match self.latency_ns.load(Relaxed) {
                 0 => UNKNOWN_LATENCY_NS * load,
-                latency => latency.saturating_mul(load),
+                latency => {
+                    // An endpoint that nobody asks has no chance to show that its peak is over.
+                    let idle = millis(now).saturating_sub(self.latency_at.load(Relaxed));
+                    let faded = if idle < DECAY_STARTS {
+                        latency
+                    } else {
+                        (latency as f64 * kept(idle)) as u64
+                    };
+                    faded.max(1).saturating_mul(load)
+                }
             },
             Balance::LeastRequest => load,
             Balance::RoundRobin | Balance::Random => 0,
         }
     }
+}
+
+/// How much of a value is left after `elapsed` milliseconds.
+fn kept(elapsed: u64) -> f64 {
+    (-(elapsed as f64) / DECAY.as_millis() as f64).exp()
 }
 
 fn millis(time: Duration) -> u64 {
@@ -211,29 +234,41 @@ pub fn pick<'a, R: FnMut() -> u64>(
             .or_else(|| affine(ready, pick.client, |_| true));
     }
     let balance = backend.policy.balance;
-    choose(ready, balance, backend, &mut pick.random, available)
-        .or_else(|| choose(ready, balance, backend, &mut pick.random, untried))
-        .or_else(|| choose(ready, balance, backend, &mut pick.random, |_| true))
+    let choice = Choice { ready, balance, backend, now };
+    choice
+        .among(&mut pick.random, available)
+        .or_else(|| choice.among(&mut pick.random, untried))
+        .or_else(|| choice.among(&mut pick.random, |_| true))
 }
 
-fn choose<'a>(
+/// What a choice is made from.
+struct Choice<'a> {
     ready: &'a [Arc<Endpoint>],
     balance: Balance,
-    backend: &Backend,
-    random: &mut impl FnMut() -> u64,
-    usable: impl Fn(&Endpoint) -> bool,
-) -> Option<&'a Arc<Endpoint>> {
-    match balance {
-        Balance::RoundRobin => nth_usable(ready, &usable, |n| backend.state.next_turn() % n),
-        Balance::Random => any_usable(ready, &usable, random),
-        Balance::PeakEwma | Balance::LeastRequest => {
-            let first = any_usable(ready, &usable, random)?;
-            let second = any_usable(ready, |e| e.state.id != first.state.id && usable(e), random);
-            match second {
-                Some(second) if second.state.cost(balance) < first.state.cost(balance) => {
-                    Some(second)
+    backend: &'a Backend,
+    now: Duration,
+}
+
+impl<'a> Choice<'a> {
+    fn among(
+        &self,
+        random: &mut impl FnMut() -> u64,
+        usable: impl Fn(&Endpoint) -> bool,
+    ) -> Option<&'a Arc<Endpoint>> {
+        let ready = self.ready;
+        match self.balance {
+            Balance::RoundRobin => {
+                nth_usable(ready, &usable, |n| self.backend.state.next_turn() % n)
+            }
+            Balance::Random => any_usable(ready, &usable, random),
+            Balance::PeakEwma | Balance::LeastRequest => {
+                let first = any_usable(ready, &usable, random)?;
+                let others = |e: &Endpoint| e.state.id != first.state.id && usable(e);
+                let cost = |e: &Endpoint| e.state.cost(self.balance, self.now);
+                match any_usable(ready, others, random) {
+                    Some(second) if cost(second) < cost(first) => Some(second),
+                    _ => Some(first),
                 }
-                _ => Some(first),
             }
         }
     }

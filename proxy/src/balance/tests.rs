@@ -89,6 +89,42 @@ fn least_request_and_latency_prefer_the_idle_and_the_fast() {
 }
 
 #[test]
+fn a_peak_fades_also_when_nobody_asks() {
+    let backend = backend(2, Balance::PeakEwma);
+    for (index, latency) in [(0, 5000), (1, 1)] {
+        let state = &backend.ready[index].state;
+        state.start();
+        let outcome = Outcome::Success(Duration::from_millis(latency));
+        state.finish(outcome, Duration::from_secs(1), None, &backend.ready);
+    }
+    assert_eq!(counts(&backend, 2, 100)[0], 0);
+    let fast = &backend.ready[1].state;
+    fast.start();
+    fast.finish(
+        Outcome::Success(Duration::from_millis(1)),
+        Duration::from_secs(120),
+        None,
+        &backend.ready,
+    );
+    assert!(counts(&backend, 120, 100)[0] > 0, "it never gets to show that its peak is over");
+}
+
+#[test]
+fn an_opaque_connection_ends_a_row_of_refusals() {
+    let backend = backend(2, Balance::RoundRobin);
+    let state = &backend.ready[0].state;
+    for _ in 0..8 {
+        state.start();
+        state.finish(Outcome::Refused, Duration::from_secs(10), None, &backend.ready);
+    }
+    state.connected();
+    assert_eq!(counts(&backend, 10, 10), [5, 5]);
+    state.start();
+    state.finish(Outcome::Refused, Duration::from_secs(20), None, &backend.ready);
+    assert_eq!(counts(&backend, 21, 10), [5, 5], "the first refusal of a new row");
+}
+
+#[test]
 fn a_refusing_endpoint_is_avoided_for_a_while_and_never_when_it_is_the_last() {
     let backend = backend(2, Balance::RoundRobin);
     let state = &backend.ready[0].state;
