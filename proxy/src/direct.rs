@@ -19,7 +19,7 @@ use crate::config::Config;
 use crate::discovery::Destinations;
 use crate::listener::Accepted;
 use crate::metrics::Metrics;
-use crate::snapshot::{Snapshot, Store};
+use crate::snapshot::{Destination, Snapshot, Store};
 use crate::tls::testing::{Ca, id};
 use crate::worker::{Connections, Shared, Worker};
 use crate::{inbound, outbound};

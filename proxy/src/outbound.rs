@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use crate::balance::{self, Outcome, Pick};
 use crate::detect::{self, Verdict};
 use crate::error::Error;
+use crate::http::KEEP_ALIVE;
 use crate::listener::Accepted;
 use crate::metrics::{Detected, Direction, Ejection, Retry};
 use crate::pool;
@@ -34,6 +35,10 @@ mod http2;
 const PASS_THROUGH_TIMEOUT: Duration = Duration::from_secs(10);
 /// A client that has begun to speak but cannot be told apart yet is waited for this long.
 const DETECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// A client that may not have opaque bytes may still come up with a request, but not for ever.
+const DENIED_TIMEOUT: Duration = Duration::from_secs(10);
+/// A drain gives a client this long to begin.
+const DRAIN_GRACE: Duration = Duration::from_secs(1);
 /// A connection that must be refused is read for this long, to answer in the client's protocol.
 const REFUSE_TIMEOUT: Duration = Duration::from_millis(100);
 
@@ -50,7 +55,36 @@ enum Protocol {
     Http1,
     Http2,
     /// Opaque, with a connection to the server's side if the race opened one.
-    Opaque(Option<(Arc<Endpoint>, Arc<Backend>, Conn)>),
+    Opaque(Option<Opened>),
+}
+
+/// A connection to the server's side for opaque bytes.
+struct Opened {
+    to: InFlight,
+    conn: Conn,
+}
+
+/// Counts one attempt at an endpoint, and ends the count on every way out, a dropped future included.
+struct InFlight {
+    worker: Rc<Worker>,
+    endpoint: Arc<Endpoint>,
+    backend: Arc<Backend>,
+    /// What came of it, as far as is known.
+    outcome: Outcome,
+}
+
+impl InFlight {
+    fn start(worker: &Rc<Worker>, endpoint: &Arc<Endpoint>, backend: &Arc<Backend>) -> Self {
+        endpoint.state.start();
+        let (worker, endpoint, backend) = (worker.clone(), endpoint.clone(), backend.clone());
+        Self { worker, endpoint, backend, outcome: Outcome::Neutral }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        finish(&self.worker, &self.endpoint, &self.backend, self.outcome);
+    }
 }
 
 /// Serves one connection until it ends.
@@ -86,7 +120,7 @@ async fn protocol(
         v1::Protocol::Http2 => ("h2c", Verdict::Http2),
         v1::Protocol::Grpc => ("grpc", Verdict::Http2),
     };
-    match client_speaks(down).await? {
+    match first_request(down, worker).await? {
         Verdict::Http2 if want == Verdict::Http2 => Ok(Protocol::Http2),
         // What is no HTTP at all goes to the codec of what is declared: its refusals say more, and
         // RFC 9113, 3.4 wants an invalid preface answered by the end of the connection, not a reset.
@@ -96,6 +130,26 @@ async fn protocol(
             Err(Error::ProtocolMismatch { declared })
         }
     }
+}
+
+/// Reads until the client's protocol is certain. The wait for its first byte is as long as that of a
+/// kept connection for its next request.
+async fn first_request(down: &mut Conn, worker: &Worker) -> Result<Verdict, Error> {
+    let drained = async {
+        worker.shared.drain.draining().await;
+        sleep(DRAIN_GRACE).await;
+    };
+    let begun = async { if down.buf.is_empty() { down.fill().await.map(drop) } else { Ok(()) } };
+    tokio::select! {
+        biased;
+        begun = timeout(KEEP_ALIVE, begun) => match begun {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(Error::ConnectionLost(error)),
+            Err(_) => return Err(Error::IdleTimeout),
+        },
+        () = drained => return Err(Error::Draining),
+    }
+    client_speaks(down).await
 }
 
 /// Reads until the client's protocol is certain.
@@ -143,24 +197,33 @@ async fn race(
             Err(_) => {}
         }
     }
-    let (endpoint, backend, mut up) = connect_opaque(worker, call, port).await?;
+    let mut up = match connect_opaque(worker, call, port).await {
+        Ok(up) => up,
+        Err(error @ Error::AuthorizationDenied(_)) => {
+            // Opaque bytes are denied; a request of a client that is merely slow may not be.
+            let late = timeout(DENIED_TIMEOUT, decide(down, worker, call, None)).await;
+            return match late {
+                Ok(Ok(Protocol::Opaque(_))) | Err(_) => Err(error),
+                Ok(decided) => decided,
+            };
+        }
+        Err(error) => return Err(error),
+    };
     tokio::select! {
         biased;
         read = down.fill() => match read {
-            Ok(0) => Ok(Protocol::Opaque(Some((endpoint, backend, up)))),
-            Ok(_) => decide(down, worker, call, Some((endpoint, backend, up))).await,
-            Err(error) => {
-                endpoint.state.finish(Outcome::Neutral, worker.now(), None, &[]);
-                Err(Error::ConnectionLost(error))
-            }
+            Ok(0) => Ok(Protocol::Opaque(Some(up))),
+            Ok(_) => decide(down, worker, call, Some(up)).await,
+            Err(error) => Err(Error::ConnectionLost(error)),
         },
         // Whatever the server says first, or its end, goes to the client as it is.
-        _ = up.fill() => {
-            if detect::server_first(&up.buf) == detect::ServerVerdict::Opaque && !up.buf.is_empty() {
+        _ = up.conn.fill() => {
+            let said = &up.conn.buf;
+            if detect::server_first(said) == detect::ServerVerdict::Opaque && !said.is_empty() {
                 worker.detected.remember(call.original, worker.now());
             }
             worker.shared.metrics.detections.inc(Detected::ServerFirst);
-            Ok(Protocol::Opaque(Some((endpoint, backend, up))))
+            Ok(Protocol::Opaque(Some(up)))
         }
     }
 }
@@ -171,7 +234,7 @@ async fn decide(
     down: &mut Conn,
     worker: &Rc<Worker>,
     call: &Call,
-    opened: Option<(Arc<Endpoint>, Arc<Backend>, Conn)>,
+    opened: Option<Opened>,
 ) -> Result<Protocol, Error> {
     worker.detected.forget(call.original);
     let verdict = client_speaks(down).await?;
@@ -184,9 +247,6 @@ async fn decide(
         }
     };
     worker.shared.metrics.detections.inc(seen);
-    if let Some((endpoint, _, _)) = opened {
-        endpoint.state.finish(Outcome::Neutral, worker.now(), None, &[]);
-    }
     Ok(protocol)
 }
 
@@ -195,21 +255,25 @@ async fn connect_opaque(
     worker: &Rc<Worker>,
     call: &Call,
     port: &ServicePort,
-) -> Result<(Arc<Endpoint>, Arc<Backend>, Conn), Error> {
+) -> Result<Opened, Error> {
     let backend = draw(worker, port);
     let mut tried = Vec::new();
     loop {
         let Some(endpoint) = pick(worker, call, backend, &tried) else {
             return Err(Error::NoEndpoints(backend.service.clone()));
         };
-        endpoint.state.start();
+        let mut to = InFlight::start(worker, endpoint, backend);
         let connected =
             pool::connect(worker, endpoint, Alpn::Tcp, backend.policy.connect_timeout).await;
         let error = match connected {
-            Ok(conn) => return Ok((endpoint.clone(), backend.clone(), conn)),
+            Ok(conn) => {
+                endpoint.state.connected();
+                return Ok(Opened { to, conn });
+            }
             Err(error) => error,
         };
-        finish(worker, endpoint, backend, outcome_of(&error));
+        to.outcome = outcome_of(&error);
+        drop(to);
         // Nothing has been sent, so an opaque connection is as repeatable as a request.
         let retries = u32::try_from(tried.len()).unwrap_or(u32::MAX);
         let attempted = Attempted { retries, idempotent: true, replayable: true };
@@ -226,13 +290,13 @@ async fn serve_opaque(
     worker: &Rc<Worker>,
     call: &Call,
     port: &Arc<ServicePort>,
-    opened: Option<(Arc<Endpoint>, Arc<Backend>, Conn)>,
+    opened: Option<Opened>,
 ) {
     let connected = match opened {
         Some(opened) => Ok(opened),
         None => connect_opaque(worker, call, port).await,
     };
-    let (endpoint, backend, up) = match connected {
+    let Opened { to, conn } = match connected {
         Ok(connected) => connected,
         Err(error) => {
             telemetry::connection_error(worker, Direction::Outbound, &error);
@@ -240,10 +304,9 @@ async fn serve_opaque(
             return;
         }
     };
-    let record = telemetry::Connection::outbound(worker, port, &backend, &endpoint);
-    let idle = backend.policy.idle_timeout;
-    let transfer = tcp::forward(down, up, idle, std::future::pending()).await;
-    finish(worker, &endpoint, &backend, Outcome::Neutral);
+    let record = telemetry::Connection::outbound(worker, port, &to.backend, &to.endpoint);
+    let idle = to.backend.policy.idle_timeout;
+    let transfer = tcp::forward(down, conn, idle, std::future::pending()).await;
     record.end(&transfer);
 }
 

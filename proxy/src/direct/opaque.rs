@@ -89,3 +89,49 @@ fn another_identity_than_expected_gets_no_byte() {
         assert!(nothing.is_err(), "the application saw a connection");
     });
 }
+
+#[test]
+fn a_late_http_client_is_heard_where_opaque_bytes_are_denied() {
+    run(async {
+        let (app, address) = listen().await;
+        let mut mesh = Mesh::new(address, v1::Protocol::Unspecified).await;
+        let get = v1::Target { methods: vec!["GET".into()], ..v1::Target::default() };
+        mesh.policy(vec![v1::Authorization {
+            name: "shop/get[0]".into(),
+            action: v1::Action::Allow.into(),
+            from: vec![v1::Source { anyone: true, ..v1::Source::default() }],
+            to: vec![get],
+        }]);
+        let mut client = mesh.dial().await;
+        // Longer than the race takes to be lost.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        write(&mut client, "GET / HTTP/1.1\r\nHost: w\r\n\r\n").await;
+        let mut served = accept(&app).await;
+        read_until(&mut served, "\r\n\r\n").await;
+        write(&mut served, "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+        read_until(&mut client, "ok").await;
+    });
+}
+
+#[test]
+fn a_client_that_breaks_off_within_its_first_word_leaves_no_count_behind() {
+    run(async {
+        let (app, address) = listen().await;
+        let mesh = Mesh::new(address, v1::Protocol::Unspecified).await;
+        let mut client = mesh.dial().await;
+        let _raced = accept(&app).await;
+        let found = mesh.outbound.worker.find_destination(dialled()).await.unwrap();
+        let Destination::Service(port) = found else { panic!("a Service") };
+        let state = port.backends[0].ready[0].state.clone();
+        assert_eq!(state.in_flight(), 1);
+        write(&mut client, "GE").await;
+        client.set_zero_linger().unwrap();
+        drop(client);
+        let ended = async {
+            while state.in_flight() > 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(PATIENCE, ended).await.expect("the attempt has ended");
+    });
+}

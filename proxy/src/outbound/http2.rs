@@ -13,7 +13,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, timeout_at};
 
-use super::{Call, draw, finish, may_retry, outcome_of, pick};
+use super::{Call, InFlight, draw, may_retry, outcome_of, pick};
 use crate::balance::Outcome;
 use crate::error::{Error, Reason};
 use crate::http2::{
@@ -78,6 +78,8 @@ struct Pending {
     port: Option<Arc<ServicePort>>,
     backend: Option<Arc<Backend>>,
     endpoint: Option<InFlight>,
+    /// The connection's room for this stream, given back when the response has ended.
+    lease: Option<Lease>,
     method: Method,
     path: Box<str>,
     status: u16,
@@ -111,23 +113,6 @@ impl Pending {
     }
 }
 
-/// Ends the endpoint's count of requests in flight when the response has ended, or the request was
-/// dropped.
-struct InFlight {
-    worker: Rc<Worker>,
-    endpoint: Arc<Endpoint>,
-    backend: Arc<Backend>,
-    outcome: Outcome,
-    /// The connection's room for this stream, given back when the response has ended.
-    lease: Option<Lease>,
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        finish(&self.worker, &self.endpoint, &self.backend, self.outcome);
-    }
-}
-
 async fn respond(
     worker: Rc<Worker>,
     call: Rc<Call>,
@@ -140,6 +125,7 @@ async fn respond(
         port: None,
         backend: None,
         endpoint: None,
+        lease: None,
         method: request.method().clone(),
         path: request.uri().path().into(),
         status: 0,
@@ -216,14 +202,7 @@ async fn attempts(
         let Some(endpoint) = pick(&worker, &pending.call, backend, &tried) else {
             return Err(Error::NoEndpoints(backend.service.clone()));
         };
-        endpoint.state.start();
-        let mut in_flight = InFlight {
-            worker: worker.clone(),
-            endpoint: endpoint.clone(),
-            backend: backend.clone(),
-            outcome: Outcome::Neutral,
-            lease: None,
-        };
+        let mut in_flight = InFlight::start(&worker, endpoint, backend);
         let retries = u32::try_from(tried.len()).unwrap_or(u32::MAX);
         let begun = Instant::now();
         let request = Request::from_parts(head.clone(), replay.handle());
@@ -231,7 +210,6 @@ async fn attempts(
         let attempted = Attempted { retries, idempotent, replayable: replay.is_replayable() };
         let (error, failure) = match attempt {
             Ok((response, lease)) => {
-                in_flight.lease = Some(lease);
                 let status = response.status().as_u16();
                 in_flight.outcome = if status >= 500 {
                     Outcome::Failure
@@ -246,6 +224,7 @@ async fn attempts(
                         .get(header::ERROR)
                         .and_then(|value| Reason::parse(value.as_bytes()));
                     pending.endpoint = Some(in_flight);
+                    pending.lease = Some(lease);
                     return Ok(response);
                 }
                 tried.push(endpoint.state.id);
