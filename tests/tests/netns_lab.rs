@@ -379,6 +379,27 @@ fn bad_manifests_are_refused_before_anything_is_made() {
     fs::write(dir.path().join("bad.yaml"), "apiVersion: v1\nkind: Pood\n").unwrap();
     let error = Lab::up(dir.path(), &options()).unwrap_err().to_string();
     assert!(error.contains("bad.yaml:2") && error.contains("unknown kind"), "{error}");
+    let refused = command(&["up", dir.path().to_str().unwrap()]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert_eq!(leftovers(&Layout::of(dir.path()).unwrap()), [""; 0]);
+}
+
+#[test]
+fn an_up_that_cannot_begin_leaves_nothing_and_one_over_remains_is_refused() {
+    let dir = manifests(&[("a.yaml", UNMESHED)]);
+    let path = dir.path().to_str().unwrap();
+    let nowhere = command(&["up", path, "--bin-dir", "/nonexistent"]);
+    let want = "/nonexistent/heddle-lab: not found; build it";
+    assert!(stderr(&nowhere).contains(want), "{}", stderr(&nowhere));
+    assert_eq!(leftovers(&Layout::of(dir.path()).unwrap()), [""; 0]);
+    // As after a restart of the machine, which empties /run.
+    fs::create_dir(dir.path().join(".state")).unwrap();
+    let over = command(&["up", path, "--no-control-plane"]);
+    assert!(stderr(&over).contains("`heddle-lab down --dir"), "{}", stderr(&over));
+    assert!(command(&["down", path]).status.success());
+    let again = command(&["up", path, "--no-control-plane"]);
+    assert!(again.status.success(), "{}", stderr(&again));
+    assert!(command(&["down", path]).status.success());
     assert_eq!(leftovers(&Layout::of(dir.path()).unwrap()), [""; 0]);
 }
 

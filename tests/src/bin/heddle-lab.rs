@@ -3,6 +3,7 @@
 //! Has one thread until a command needs more: `exec` turns this very process into the command.
 
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -81,6 +82,12 @@ enum Command {
     Down {
         /// Its directory, like --dir.
         directory: Option<PathBuf>,
+    },
+    /// Run a command (bash, make demo, …) as root of a user namespace, for those who are not root on
+    /// this machine. When it ends, every lab in it is gone.
+    Userns {
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
     },
     #[command(name = "__node", hide = true)]
     Node { directory: PathBuf },
@@ -180,6 +187,7 @@ fn run(command_line: CommandLine) -> anyhow::Result<ExitCode> {
             let _lock = lock(&layout)?;
             runtime()?.block_on(down::down(&layout))?;
         }
+        Command::Userns { command } => userns(&command)?,
         Command::Node { directory } => {
             // Not the terminal's any more: a Ctrl-C there is not meant for the lab.
             nix::unistd::setsid().context("leave the terminal")?;
@@ -193,6 +201,20 @@ fn run(command_line: CommandLine) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The namespaces of a container: user (with subordinate uids for proxies and applications), network
+/// and mounts to make more of, and processes, so that nothing outlives the command.
+fn userns(command: &[String]) -> anyhow::Result<()> {
+    let namespaces = ["--user", "--map-root-user", "--map-auto", "--mount", "--net", "--pid"];
+    let error = std::process::Command::new("unshare")
+        .args(namespaces)
+        .args(["--fork", "--kill-child", "--mount-proc", "sh", "-c"])
+        .arg("mount -t tmpfs heddle-lab /run && exec \"$@\"")
+        .arg("sh")
+        .args(command)
+        .exec();
+    Err(error).context("cannot run `unshare`: install the package util-linux")
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {

@@ -14,7 +14,7 @@ use anyhow::{Context as _, bail};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
-use super::layout::{Layout, RUN_ROOT};
+use super::layout::Layout;
 use super::processes;
 
 /// How long killed processes may take to be gone.
@@ -26,9 +26,6 @@ const POLL: Duration = Duration::from_millis(10);
 /// # Errors
 /// Names what could not be removed.
 pub async fn down(layout: &Layout) -> anyhow::Result<()> {
-    if !nix::unistd::geteuid().is_root() {
-        bail!("the lab is root's: run it with sudo");
-    }
     kill_until_gone("the node process", || node_processes(layout)).await?;
     kill_until_gone("processes in the lab's namespaces", || {
         let namespaces = layout.existing_netns();
@@ -45,16 +42,7 @@ pub async fn down(layout: &Layout) -> anyhow::Result<()> {
         }
     }
     remove_dir(&layout.run())?;
-    remove_dir(&layout.state())?;
-    match fs::remove_file(layout.lock()) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(error).context("remove the lock");
-        }
-        _ => {}
-    }
-    // Others' labs may be there.
-    let _ = fs::remove_dir(RUN_ROOT);
-    Ok(())
+    remove_dir(&layout.state())
 }
 
 /// The node processes of this lab; more than one only after accidents.

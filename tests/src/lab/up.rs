@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use super::client;
 use super::cluster_ip::ClusterIps;
 use super::desired::Desired;
+use super::down::down;
 use super::launch::NodeOptions;
 use super::layout::{Layout, RUN_ROOT};
 use super::manifests::Manifests;
@@ -46,29 +47,62 @@ pub async fn up(layout: &Layout, options: &UpOptions) -> anyhow::Result<Status> 
     check_absent(layout)?;
     let desired = check_manifests(layout)?;
     let needs_mesh = desired.pods.values().any(|pod| pod.meshed);
-    make_run_dir(layout, options, needs_mesh)?;
-    let mut node = start_node(layout)?;
+    let started = make_run_dir(layout, options, needs_mesh).and_then(|()| start_node(layout));
+    let mut node = match started {
+        Ok(node) => node,
+        Err(error) => {
+            down(layout).await?;
+            return Err(error);
+        }
+    };
     wait_ready(layout, &mut node, options.timeout).await
 }
 
-/// Keeps another `up` or `down` of the same lab away while it lives.
+/// Keeps another `up` or `down` of the same lab away while it lives. Its file goes with the lab.
+#[derive(Debug)]
+pub struct Lock {
+    layout: Layout,
+    _file: Flock<File>,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if !self.layout.run().exists() {
+            // Whoever opened the file meanwhile fails to lock it, or finds no lab.
+            let _ = fs::remove_file(self.layout.lock());
+            // Others' labs may be there.
+            let _ = fs::remove_dir(RUN_ROOT);
+        }
+    }
+}
+
+/// Takes the lock of a lab.
 ///
 /// # Errors
 /// When one is at work.
-pub fn lock(layout: &Layout) -> anyhow::Result<Flock<File>> {
-    fs::create_dir_all(RUN_ROOT)
-        .with_context(|| format!("make {RUN_ROOT}: the lab needs root (try sudo)"))?;
+pub fn lock(layout: &Layout) -> anyhow::Result<Lock> {
+    check_root()?;
+    fs::create_dir_all(RUN_ROOT).with_context(|| format!("make {RUN_ROOT}"))?;
     let file = File::create(layout.lock())?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| {
+    let locked = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| {
         let dir = layout.dir().display();
         anyhow::anyhow!("another `heddle-lab up` or `down` of {dir} is at work; wait for it")
-    })
+    });
+    Ok(Lock { layout: layout.clone(), _file: locked? })
+}
+
+fn check_root() -> anyhow::Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!(
+            "the lab makes network namespaces and needs root: run it with sudo, or from inside \
+             `heddle-lab userns -- bash` (that needs the package uidmap, and lines for you in \
+             /etc/subuid and /etc/subgid)"
+        );
+    }
+    Ok(())
 }
 
 fn check_machine() -> anyhow::Result<()> {
-    if !nix::unistd::geteuid().is_root() {
-        bail!("the lab makes network namespaces and needs root: run it with sudo");
-    }
     for (program, package) in
         [("ip", "iproute2"), ("nft", "nftables"), ("sysctl", "procps"), ("setpriv", "util-linux")]
     {
@@ -81,7 +115,8 @@ fn check_machine() -> anyhow::Result<()> {
 }
 
 fn check_absent(layout: &Layout) -> anyhow::Result<()> {
-    if layout.run().exists() || !layout.existing_netns().is_empty() {
+    let is_left = layout.run().exists() || layout.state().exists();
+    if is_left || !layout.existing_netns().is_empty() {
         let dir = layout.dir().display();
         bail!(
             "a lab of {dir} is up already, or what is left of one; `heddle-lab down --dir {dir}` removes it"
@@ -169,11 +204,12 @@ async fn wait_ready(
         match client::status(layout) {
             Ok(status) if status.unready().is_empty() => return Ok(status),
             Ok(status) => last = Some(status),
-            Err(error) => {
+            Err(_) => {
                 // The socket is there when the first namespaces are.
                 if node.try_wait()?.is_some() {
                     let log = fs::read_to_string(layout.node_log()).unwrap_or_default();
-                    return Err(error.context(format!("the node process ended: {}", log.trim())));
+                    down(layout).await?;
+                    bail!("the lab's node process ended: {}", log.trim());
                 }
             }
         }
