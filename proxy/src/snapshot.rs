@@ -182,3 +182,6 @@ impl Snapshot {
         self.destinations.iter()
     }
 }
+
+#[cfg(test)]
+mod tests;

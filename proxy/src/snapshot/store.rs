@@ -104,6 +104,10 @@ impl Store {
     pub fn apply(&mut self, update: v1::Update) -> Vec<v1::ResourceReport> {
         let mut reports = Vec::with_capacity(update.resources.len());
         for reference in update.confirmed {
+            if reference.r#type() == ResourceType::InboundPolicy {
+                // The last good one is the present one again.
+                self.inbound_unusable = false;
+            }
             if let Some(resync) = &mut self.resync {
                 resync.insert((reference.r#type(), reference.name.into()));
             }
