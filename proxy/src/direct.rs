@@ -26,6 +26,7 @@ use crate::{inbound, outbound};
 
 mod http1;
 mod opaque;
+mod plaintext;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 

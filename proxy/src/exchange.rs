@@ -233,19 +233,17 @@ pub async fn exchange(
         };
         both(respond, pump).await
     };
-    match end {
-        End::Complete(mut complete) => {
-            // A request that was not taken whole leaves bytes that would be read as the next one; of
-            // one that was not written whole the server takes the next one for the rest.
-            complete.client_reusable &= request.is_complete();
-            complete.upstream_reusable &= request.sent && up.conn.buf.is_empty();
-            End::Complete(complete)
-        }
-        End::Switched { status } if !request.sent => {
-            End::Broken { status, error: Error::ResponseMalformed(BadResponse::UnaskedSwitch) }
-        }
-        end => end,
+    if let End::Switched { status } = end
+        && !request.sent
+    {
+        return End::Broken { status, error: Error::ResponseMalformed(BadResponse::UnaskedSwitch) };
     }
+    let End::Complete(mut complete) = end else { return end };
+    // A request that was not taken whole leaves bytes that would be read as the next one; of one
+    // that was not written whole the server takes the next one for the rest.
+    complete.client_reusable &= request.is_complete();
+    complete.upstream_reusable &= request.sent && up.conn.buf.is_empty();
+    End::Complete(complete)
 }
 
 /// Where a response goes, and who may leave before it has come.

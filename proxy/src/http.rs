@@ -25,11 +25,12 @@ const LINGER_BYTES: usize = 64 * 1024;
 /// Closes a connection on which something may still be under way: a plain close would answer it with
 /// a reset, and the reset could overtake our last words.
 pub async fn linger(conn: &mut Conn) {
-    if conn.io.shutdown().await.is_err() {
-        return;
-    }
     let mut left = LINGER_BYTES;
     let discard = async {
+        // Over TLS the end is a message, too, and waits for a peer that does not read.
+        if conn.io.shutdown().await.is_err() {
+            return;
+        }
         loop {
             conn.buf.clear();
             match conn.fill().await {

@@ -14,7 +14,7 @@ use heddle_api::identity::SpiffeId;
 use heddle_api::proto::v1;
 use heddle_policy::authorize::{Caller, Decision, Denial, InboundPolicy, TlsMode};
 use rustls::server::{Accepted as ClientHello, Acceptor};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::StartHandshake;
 
 use crate::detect::{self, Verdict};
@@ -38,6 +38,8 @@ mod http2;
 const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
 /// A caller that has begun to speak but cannot be told apart yet is waited for this long.
 const DETECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// A caller that may not have opaque bytes may still come up with a request, but not for ever.
+const DENIED_TIMEOUT: Duration = Duration::from_secs(10);
 /// Buffer of a call of the pod to itself.
 const OWN_BUFFER: usize = 64 * 1024;
 
@@ -118,11 +120,14 @@ enum Sniffed {
 async fn sniff(conn: &mut Conn, grace: Duration) -> Sniffed {
     let mut acceptor = Acceptor::default();
     let mut fed = 0;
+    // From the first byte on: a caller that sends one now and then is no caller.
+    let mut begun = None;
     loop {
-        match detect::client_first(&conn.buf) {
-            Verdict::NeedMore | Verdict::Tls => {}
+        let limit = match detect::client_first(&conn.buf) {
+            Verdict::NeedMore => DETECT_TIMEOUT,
+            Verdict::Tls => HANDSHAKE_TIMEOUT,
             Verdict::Http1 | Verdict::Http2 | Verdict::Opaque => return Sniffed::Plain,
-        }
+        };
         while fed < conn.buf.len() {
             match acceptor.read_tls(&mut &conn.buf[fed..]) {
                 Ok(n) if n > 0 => fed += n,
@@ -136,8 +141,11 @@ async fn sniff(conn: &mut Conn, grace: Duration) -> Sniffed {
                 Ok(Some(_)) | Err(_) => return Sniffed::Plain,
             }
         }
-        let wait = if conn.buf.is_empty() { grace } else { DETECT_TIMEOUT };
-        match timeout(wait, conn.fill()).await {
+        if !conn.buf.is_empty() && begun.is_none() {
+            begun = Some(Instant::now());
+        }
+        let by = begun.map_or_else(|| Instant::now() + grace, |at| at + limit);
+        match timeout_at(by, conn.fill()).await {
             Ok(Ok(n)) if n > 0 => {}
             Ok(Ok(_)) if !conn.buf.is_empty() => return Sniffed::Plain,
             Ok(Ok(_)) => return Sniffed::Ended,
@@ -244,7 +252,13 @@ async fn serve_spoken(conn: Conn, worker: &Rc<Worker>, call: &Call, verdict: Ver
 /// A silent caller may be waiting for the server, so the application is dialled, too; whoever speaks
 /// first decides.
 async fn race(mut conn: Conn, worker: &Rc<Worker>, call: &Call, policy: &InboundPolicy) {
-    let opaque = check(policy.authorize_opaque(call.caller()));
+    if let Err(error) = check(policy.authorize_opaque(call.caller())) {
+        // Opaque bytes are denied; a request of a caller that is merely slow may not be.
+        return match timeout(DENIED_TIMEOUT, conn.fill()).await {
+            Ok(Ok(n)) if n > 0 => late(conn, worker, call).await,
+            _ => refuse_plain(conn, worker, &error).await,
+        };
+    }
     let mut up = match pool::dial(call.local, DIAL_TIMEOUT).await {
         Ok(tcp) => Conn::new(Stream::Tcp(tcp)),
         Err(error) => return refuse_plain(conn, worker, &error).await,
@@ -252,31 +266,37 @@ async fn race(mut conn: Conn, worker: &Rc<Worker>, call: &Call, policy: &Inbound
     tokio::select! {
         biased;
         read = conn.fill() => match read {
-            Ok(0) if opaque.is_ok() => forward(conn, up, worker, call).await,
-            Ok(0) | Err(_) => {}
+            Ok(0) => forward(conn, up, worker, call).await,
+            Err(_) => {}
             Ok(_) => {
-                if let Some(verdict) = caller_speaks(&mut conn).await {
-                    drop(up);
-                    serve_spoken(conn, worker, call, verdict).await;
-                }
+                drop(up);
+                late(conn, worker, call).await;
             }
         },
-        // The server's first bytes, or its end, go to the caller only if it may have the connection.
-        _ = up.fill(), if opaque.is_ok() => {
+        // Whatever the server says first, or its end, goes to the caller as it is.
+        _ = up.fill() => {
             worker.detected.remember(call.local, worker.now());
             forward(conn, up, worker, call).await;
         }
     }
 }
 
+/// A caller that was silent has begun to speak.
+async fn late(mut conn: Conn, worker: &Rc<Worker>, call: &Call) {
+    if let Some(verdict) = caller_speaks(&mut conn).await {
+        serve_spoken(conn, worker, call, verdict).await;
+    }
+}
+
 /// Judges what the sniffing has read so far, waiting only for a caller that is in the middle of it.
 async fn caller_speaks(conn: &mut Conn) -> Option<Verdict> {
+    let by = Instant::now() + DETECT_TIMEOUT;
     loop {
         let verdict = detect::client_first(&conn.buf);
         if verdict != Verdict::NeedMore || conn.buf.is_empty() {
             return Some(verdict);
         }
-        match timeout(DETECT_TIMEOUT, conn.fill()).await {
+        match timeout_at(by, conn.fill()).await {
             Ok(Ok(n)) if n > 0 => {}
             Ok(Err(_)) => return None,
             Ok(Ok(_)) | Err(_) => return Some(Verdict::Opaque),
@@ -334,7 +354,8 @@ async fn forward(conn: Conn, up: Conn, worker: &Rc<Worker>, call: &Call) {
 /// right does not.
 async fn withdrawn(worker: &Worker, authorize: impl Fn(&InboundPolicy) -> Decision) {
     let mut changes = worker.snapshot_changes();
-    while changes.changed().await.is_ok() {
+    loop {
+        // What is in force now first: it may have changed while the application was dialled.
         let inbound = changes.borrow_and_update().inbound.clone();
         let allowed = match inbound {
             Inbound::Active(policy) => authorize(&policy).is_allowed(),
@@ -342,6 +363,9 @@ async fn withdrawn(worker: &Worker, authorize: impl Fn(&InboundPolicy) -> Decisi
         };
         if !allowed {
             return;
+        }
+        if changes.changed().await.is_err() {
+            break;
         }
     }
     // The control side has ended: the drain decides.
@@ -389,3 +413,6 @@ fn refusal_status(error: &Error) -> Status {
         Status::Unavailable
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -62,11 +62,13 @@ pub async fn forward(
         let there = copy(down_read, std::mem::take(&mut down.buf), up_write, &sent, &moved);
         let back = copy(up_read, std::mem::take(&mut up.buf), down_write, &received, &moved);
         tokio::select! {
+            biased;
+            // First: what may not be forwarded any more must not win a draw.
+            () = stop => Err(Cut::Ordered),
             both = async { tokio::try_join!(there, back) } => {
                 both.map(|_| ()).map_err(Cut::Broken)
             }
             () = unmoved(&moved, idle) => Err(Cut::Idle),
-            () = stop => Err(Cut::Ordered),
         }
     };
     if end.is_err() {

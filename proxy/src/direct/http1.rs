@@ -311,3 +311,25 @@ fn an_answer_to_an_unfinished_upload_is_not_lost() {
         timeout(PATIENCE, Box::pin(async { tokio::join!(upload, serve) })).await.unwrap();
     });
 }
+
+#[test]
+fn what_was_sent_once_is_not_called_undelivered() {
+    run(async {
+        let (app, address) = listen().await;
+        let mesh = Mesh::new(address, v1::Protocol::Http1).await;
+        let mut client = mesh.dial().await;
+        let request = "GET / HTTP/1.1\r\nHost: w\r\n\r\n";
+        write(&mut client, request).await;
+        let mut served = accept(&app).await;
+        read_until(&mut served, "\r\n\r\n").await;
+        write(&mut served, OK).await;
+        read_until(&mut client, "ok").await;
+
+        write(&mut client, request).await;
+        read_until(&mut served, "\r\n\r\n").await;
+        drop((served, app));
+        let got = read_until(&mut client, "\r\n\r\n").await;
+        assert!(got.contains("heddle-error: connect-failed\r\n"), "{got}");
+        assert!(got.contains("heddle-error-proxy: inbound\r\n"), "{got}");
+    });
+}

@@ -53,7 +53,9 @@ pub(super) async fn serve(mut down: Conn, worker: &Rc<Worker>, call: &Call) {
         let mut request = match Outgoing::new(&head, std::mem::take(&mut wire), &mut down) {
             Ok(request) => request,
             Err(refusal) => {
-                answer(&mut down, &Error::MalformedRequest(refusal), INBOUND).await;
+                let error = Error::MalformedRequest(refusal);
+                telemetry::connection_error(worker, Direction::Inbound, &error);
+                answer(&mut down, &error, INBOUND).await;
                 return linger(&mut down).await;
             }
         };
@@ -176,10 +178,12 @@ impl Request<'_> {
         if let Err(error) = allowed {
             return self.fail(down, request, &error, false).await;
         }
+        let mut sent = false;
         loop {
             let reused = match self.connect(up).await {
                 Ok(reused) => reused,
-                Err(error) => return self.fail(down, request, &error, true).await,
+                // What was sent once is no longer known to be undelivered.
+                Err(error) => return self.fail(down, request, &error, !sent).await,
             };
             let Some(app) = up.as_mut() else {
                 let error = Error::Internal("connected without a connection");
@@ -189,6 +193,7 @@ impl Request<'_> {
                 Judgement::Forward(self.write_response(head, buf, out))
             };
             let end = exchange(down, app, request, Patience::ENDLESS, judge).await;
+            sent = true;
             // The application closed a kept connection just as it was used again; no byte of an
             // answer came, and what is idempotent may be repeated (RFC 9112, 9.3.1).
             let stale = reused && self.facts.idempotent && request.replayable;
@@ -212,10 +217,16 @@ impl Request<'_> {
         Ok(false)
     }
 
+    /// No other request may follow. Asked when the answer's head is written: a drain may have begun
+    /// since the request's.
+    fn ends_connection(&self) -> bool {
+        !self.facts.keep_alive || self.worker.shared.drain.is_draining()
+    }
+
     fn write_response(&self, head: &ResponseHead, buf: &[u8], out: &mut BytesMut) -> Delivery {
         let edits = ResponseEdits {
             client: self.facts.version,
-            close: !self.facts.keep_alive,
+            close: self.ends_connection(),
             rechunk: true,
             remove: &[],
             add: &[],
@@ -269,7 +280,7 @@ impl Request<'_> {
         error: &Error,
         not_delivered: bool,
     ) -> Ended {
-        let close = !self.facts.keep_alive || !request.is_complete();
+        let close = self.ends_connection() || !request.is_complete();
         let head_only = self.facts.head_only;
         // Proof is given over mesh TLS only; a plaintext caller could not tell who wrote it.
         let not_delivered = not_delivered && self.call.source.is_some();

@@ -61,13 +61,15 @@ pub(super) async fn serve(mut down: Conn, worker: &Rc<Worker>, call: &Call) {
         write_request_head(&head, &request_bytes, &edits, &mut wire);
         let mut request = match Outgoing::new(&head, std::mem::take(&mut wire), &mut down) {
             Ok(request) => request,
-            Err(refusal) => return refuse(down, &Error::MalformedRequest(refusal)).await,
+            Err(refusal) => {
+                return refuse(down, worker, &Error::MalformedRequest(refusal)).await;
+            }
         };
         let facts = Facts {
             idempotent: is_idempotent(head.method(&request_bytes)) || head.has_idempotency_key(),
             head_only: head.is_head(),
             version: head.version(),
-            keep_alive: head.keep_alive() && !worker.shared.drain.is_draining(),
+            keep_alive: head.keep_alive(),
             upgrade: head.wants_upgrade() || head.is_connect(),
         };
         let next =
@@ -362,6 +364,12 @@ impl Request<'_> {
         Ok(Upstream::new(conn, endpoint.identity.is_some()))
     }
 
+    /// No other request may follow. Asked when the answer's head is written: a drain may have begun
+    /// since the request's.
+    fn ends_connection(&self) -> bool {
+        !self.facts.keep_alive || self.worker.shared.drain.is_draining()
+    }
+
     fn write_response(
         &self,
         head: &ResponseHead,
@@ -380,7 +388,7 @@ impl Request<'_> {
         let said = said.iter().flatten().copied().collect::<Vec<_>>();
         let edits = ResponseEdits {
             client: self.facts.version,
-            close: !self.facts.keep_alive,
+            close: self.ends_connection(),
             rechunk: true,
             remove: &[],
             add: &said,
@@ -390,7 +398,7 @@ impl Request<'_> {
 
     /// Nothing of a response has gone to the client: it gets ours.
     async fn fail(&self, down: &mut Conn, request: &Outgoing, error: &Error) -> Ended {
-        let close = !self.facts.keep_alive || !request.is_complete();
+        let close = self.ends_connection() || !request.is_complete();
         self.answer(down, error, close).await;
         let facts = error.reason().facts();
         Ended {
@@ -474,7 +482,8 @@ impl Ended {
     }
 }
 
-async fn refuse(mut down: Conn, error: &Error) {
+async fn refuse(mut down: Conn, worker: &Worker, error: &Error) {
+    telemetry::connection_error(worker, Direction::Outbound, error);
     answer(&mut down, error, OUTBOUND).await;
     linger(&mut down).await;
 }
