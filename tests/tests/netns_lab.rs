@@ -300,6 +300,24 @@ fn a_stopped_pod_is_withdrawn_first_and_comes_back_as_another() {
 }
 
 #[test]
+fn a_pod_that_takes_its_time_to_stop_can_be_killed() {
+    let hook = "lifecycle: { preStop: { sleep: { seconds: 3600 } } }\n      readinessProbe";
+    let patient = WEB
+        .replace("readinessProbe", hook)
+        .replace("GracePeriodSeconds: 10", "GracePeriodSeconds: 3600");
+    let (lab, dir) = up(&[("a.yaml", UNMESHED), ("web.yaml", &patient)]);
+    let mut stop =
+        Command::new(LAB).arg("--dir").arg(dir.path()).args(["stop", "web-1"]).spawn().unwrap();
+    eventually("it is stopping", || {
+        let pod = lab.pod("web-1").map_err(|error| error.to_string())?;
+        if pod.terminating { Ok(()) } else { Err(format!("{pod:?}")) }
+    });
+    lab.kill("web-1", Signal::SIGKILL).unwrap();
+    assert!(stop.wait().unwrap().success());
+    assert!(lab.pod("web-1").is_err());
+}
+
+#[test]
 fn a_killed_pod_is_noticed_and_keeps_its_place() {
     let (lab, dir) = up(&[("a.yaml", UNMESHED), ("web.yaml", WEB)]);
     let before = lab.pod("web-1").unwrap();

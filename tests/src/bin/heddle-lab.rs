@@ -284,10 +284,10 @@ fn readiness(status: &Status, target: &Target) -> Result<(), String> {
         return Err("it has not been made yet".to_owned());
     };
     let ready = match container {
-        None => pod.ready && !pod.terminating,
+        None => pod.ready,
         Some(container) => pod.ready_containers.contains(container),
     };
-    if ready { Ok(()) } else { Err(pod.message.clone().unwrap_or_default()) }
+    if ready && !pod.terminating { Ok(()) } else { Err(pod.message.clone().unwrap_or_default()) }
 }
 
 fn print_log(

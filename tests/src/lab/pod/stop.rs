@@ -9,12 +9,14 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
 use heddle_api::names;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::process::Child;
 
-use super::{Origin, Pod, Role, State, processes, state};
+use super::{Command, Origin, Pod, Role, State, processes, state};
 use crate::lab::pod_spec::ContainerSpec;
 use crate::lab::probe;
 
@@ -44,29 +46,46 @@ impl Pod {
     }
 
     async fn stop_gracefully(&mut self) {
-        let mut drain = self
+        let drain = self
             .running_proxy()
             .and_then(|_| self.spawn_hook(self.context.proxy("drain"), super::PROXY));
-        let mut hooks = Vec::new();
-        for container in &self.containers {
-            if let (Role::Application(spec), Some(pid)) = (&container.role, container.state.pid()) {
-                hooks.push(terminate_after(self.begin_hook(spec), pid));
+        let mut hooks = self.start_hooks();
+        while let Some(index) = self.attend(hooks.next()).await {
+            // It may have ended, or have been killed, before its hook did.
+            if let Some(pid) = self.containers[index].state.pid() {
+                let _ = kill(pid, Signal::SIGTERM);
             }
         }
-        futures::future::join_all(hooks).await;
         while self.has_running(|role| matches!(role, Role::Application(_))) {
-            self.await_exit().await;
+            self.attend_once().await;
         }
-        if let Some(drain) = &mut drain {
+        if let Some(mut drain) = drain {
             // Its status is in the proxy's log.
-            let _ = drain.wait().await;
+            let _ = self.attend(drain.wait()).await;
         }
         if let Some(pid) = self.running_proxy() {
             let _ = kill(pid, Signal::SIGTERM);
         }
         while self.has_running(|role| matches!(role, Role::Proxy)) {
-            self.await_exit().await;
+            self.attend_once().await;
         }
+    }
+
+    /// Starts the hook of every running application; yields each container when its hook has ended.
+    fn start_hooks(&self) -> FuturesUnordered<impl Future<Output = usize> + use<>> {
+        let hooks = FuturesUnordered::new();
+        for (index, container) in self.containers.iter().enumerate() {
+            let Role::Application(spec) = &container.role else { continue };
+            if container.state.pid().is_none() {
+                continue;
+            }
+            let hook = self.begin_hook(spec);
+            hooks.push(async move {
+                await_hook(hook).await;
+                index
+            });
+        }
+        hooks
     }
 
     fn begin_hook(&self, spec: &ContainerSpec) -> Hook {
@@ -85,10 +104,36 @@ impl Pod {
         Hook::Drained { origin, limit: Duration::from_secs(self.context.spec.grace_s) }
     }
 
-    async fn await_exit(&mut self) {
-        if let Some(Ok((index, status))) = self.exits.join_next().await {
-            self.note_exit(index, status);
-            self.report().await;
+    /// Waits for `work`, while the pod still answers commands and notices exits.
+    async fn attend<T>(&mut self, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut work => return done,
+                () = self.attend_once() => {}
+            }
+        }
+    }
+
+    /// The next exit or command.
+    async fn attend_once(&mut self) {
+        tokio::select! {
+            Some(Ok((index, status))) = self.exits.join_next() => {
+                self.note_exit(index, status);
+                self.report().await;
+            }
+            Some(command) = self.commands.recv() => match command {
+                Command::Signal { container, signal, done } => {
+                    let _ = done.send(self.signal(container.as_deref(), signal));
+                }
+                Command::Start { done, .. } => {
+                    let key = &self.context.spec.key;
+                    let _ = done.send(Err(anyhow::anyhow!("{key} is being stopped")));
+                }
+                Command::Stop => {}
+            },
+            else => std::future::pending().await,
         }
     }
 
@@ -104,8 +149,8 @@ impl Pod {
     }
 }
 
-async fn terminate_after(hook: Hook, pid: Pid) {
-    // Whatever becomes of a hook, SIGTERM follows it.
+/// Whatever becomes of a hook, SIGTERM follows it.
+async fn await_hook(hook: Hook) {
     match hook {
         Hook::None => {}
         Hook::Command(mut child) => drop(child.wait().await),
@@ -116,5 +161,4 @@ async fn terminate_after(hook: Hook, pid: Pid) {
             }
         }
     }
-    let _ = kill(pid, Signal::SIGTERM);
 }
