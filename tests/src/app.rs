@@ -6,6 +6,7 @@
 
 mod answer;
 mod call;
+mod faulty;
 mod http;
 mod ledger;
 mod tcp;
@@ -24,6 +25,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 pub use answer::{Body, PATTERN_PERIOD, pattern};
 pub use call::{CallOptions, Called, call};
+pub use faulty::faulty;
 pub(crate) use http::hex;
 pub use ledger::{Entry, Ledger, parse_ledger};
 pub use tcp::{echo, speak_first};

@@ -3,6 +3,7 @@
 pub mod app;
 pub mod capture;
 pub mod demo;
+pub mod faults;
 pub mod lab;
 pub mod load;
 pub mod real;

@@ -13,6 +13,8 @@ use heddle_tests::{app, capture, load};
 enum Command {
     /// HTTP/1.1 and h2c server that says what it saw.
     Serve(app::ServeOptions),
+    /// HTTP/1.1 server that vanishes where the path says: `/vanish/before/length/rst`.
+    Faulty(app::ServeOptions),
     /// TCP server that returns every byte and honours half-close.
     Echo {
         #[arg(long, default_value = "[::]:8080")]
@@ -54,6 +56,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
 async fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Serve(options) => app::serve(&options).await?,
+        Command::Faulty(options) => app::faulty(&options).await?,
         Command::Echo { listen } => app::echo(listen).await?,
         Command::SpeakFirst { listen, greeting } => app::speak_first(listen, greeting).await?,
         Command::Call(options) => print_line(&app::call(&options).await?)?,
