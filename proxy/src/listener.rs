@@ -3,12 +3,14 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use heddle_api::names::{METRICS_PORT, PROXY_PORTS};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::metrics::{self, Metrics};
 use crate::worker::Worker;
 use crate::{inbound, outbound};
 
@@ -96,6 +98,7 @@ pub async fn run(listener: TcpListener, direction: Direction, worker: Rc<Worker>
             continue;
         };
         let accepted = Accepted { tcp, peer, original };
+        let open = Open::count(&shared.metrics, direction);
         let (worker, work) = (worker.clone(), worker.shared.drain.begin_work());
         tokio::task::spawn_local(async move {
             let aborted = worker.shared.drain.clone();
@@ -109,8 +112,28 @@ pub async fn run(listener: TcpListener, direction: Direction, worker: Rc<Worker>
                 () = serve => {}
                 () = aborted.aborted() => {}
             }
-            drop((slot, inbound, work));
+            drop((slot, inbound, open, work));
         });
+    }
+}
+
+/// An accepted connection in the metrics, until it is dropped.
+struct Open(Arc<Metrics>, metrics::Direction);
+
+impl Open {
+    fn count(metrics: &Arc<Metrics>, direction: Direction) -> Self {
+        let direction = match direction {
+            Direction::Outbound => metrics::Direction::Outbound,
+            Direction::Inbound => metrics::Direction::Inbound,
+        };
+        metrics.connections.of(direction).add(1);
+        Self(Arc::clone(metrics), direction)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.connections.of(self.1).add(-1);
     }
 }
 
