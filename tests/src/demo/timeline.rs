@@ -20,7 +20,7 @@ const SIZE: (u32, u32) = (1100, 640);
 /// Title and legend; then the rows of event labels.
 const HEAD: i32 = 46;
 const LABEL_ROW: i32 = 18;
-const LABEL_ROWS: usize = 5;
+const LABEL_ROWS: usize = 4;
 const LATENCY_HEIGHT: u32 = 170;
 const LEFT: u32 = 64;
 const EDGE: u32 = 10;
