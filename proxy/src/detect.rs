@@ -30,6 +30,9 @@ pub enum ServerVerdict {
     /// A status line: an HTTP server giving up on a silent client. It teaches nothing about what
     /// the next client will say.
     HttpResponse,
+    /// The settings of an HTTP/2 server, which may come before its client's first byte (RFC 9113,
+    /// 3.4). The client speaks all the same, and has to be understood.
+    Http2Settings,
     /// A protocol in which the server speaks first.
     Opaque,
 }
@@ -53,10 +56,27 @@ pub fn client_first(bytes: &[u8]) -> Verdict {
 
 /// Judges all bytes that a server has sent so far.
 pub fn server_first(bytes: &[u8]) -> ServerVerdict {
-    match match_prefix(bytes, b"HTTP/1.") {
-        Match::Partial => ServerVerdict::NeedMore,
-        Match::Full => ServerVerdict::HttpResponse,
+    match bytes {
+        [] => ServerVerdict::NeedMore,
+        [0, ..] => http2_settings(bytes),
+        _ => match match_prefix(bytes, b"HTTP/1.") {
+            Match::Partial => ServerVerdict::NeedMore,
+            Match::Full => ServerVerdict::HttpResponse,
+            Match::No => ServerVerdict::Opaque,
+        },
+    }
+}
+
+/// A frame header: some whole settings of six bytes, the type, no flags, stream 0.
+fn http2_settings(bytes: &[u8]) -> ServerVerdict {
+    const TYPE_FLAGS_STREAM: &[u8] = &[4, 0, 0, 0, 0, 0];
+    let [_, high, low, rest @ ..] = bytes else { return ServerVerdict::NeedMore };
+    let length = u16::from_be_bytes([*high, *low]);
+    match match_prefix(rest, TYPE_FLAGS_STREAM) {
+        _ if length % 6 != 0 || length > MAX_RECORD => ServerVerdict::Opaque,
         Match::No => ServerVerdict::Opaque,
+        Match::Partial => ServerVerdict::NeedMore,
+        Match::Full => ServerVerdict::Http2Settings,
     }
 }
 
@@ -79,6 +99,7 @@ fn tls(bytes: &[u8]) -> Verdict {
     }
 }
 
+/// Of TLS; a frame of HTTP/2 is no longer either before it was agreed upon.
 const MAX_RECORD: u16 = 1 << 14;
 const CLIENT_HELLO: u8 = 1;
 

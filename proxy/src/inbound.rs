@@ -17,7 +17,7 @@ use rustls::server::{Accepted as ClientHello, Acceptor};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::StartHandshake;
 
-use crate::detect::{self, Verdict};
+use crate::detect::{self, ServerVerdict, Verdict};
 use crate::error::{Error, Reason};
 use crate::hop::{self, Status};
 use crate::http;
@@ -273,12 +273,30 @@ async fn race(mut conn: Conn, worker: &Rc<Worker>, call: &Call, policy: &Inbound
                 late(conn, worker, call).await;
             }
         },
-        // Whatever the server says first, or its end, goes to the caller as it is.
-        _ = up.fill() => {
-            worker.detected.remember(call.local, worker.now());
-            forward(conn, up, worker, call).await;
-        }
+        _ = up.fill() => match detect::server_first(&up.buf) {
+            // HTTP/2 is not opaque because its server was quicker.
+            ServerVerdict::Http2Settings => {
+                drop(up);
+                if speaks_at_last(&mut conn).await {
+                    late(conn, worker, call).await;
+                }
+            }
+            // Whatever the server says first, or its end, goes to the caller as it is.
+            verdict @ (ServerVerdict::Opaque
+            | ServerVerdict::HttpResponse
+            | ServerVerdict::NeedMore) => {
+                if verdict == ServerVerdict::Opaque {
+                    worker.detected.remember(call.local, worker.now());
+                }
+                forward(conn, up, worker, call).await;
+            }
+        },
     }
+}
+
+/// Waits for a caller that must speak first. False when it does not.
+async fn speaks_at_last(conn: &mut Conn) -> bool {
+    timeout(http::KEEP_ALIVE, conn.fill()).await.is_ok_and(|read| read.is_ok_and(|n| n > 0))
 }
 
 /// A caller that was silent has begun to speak.

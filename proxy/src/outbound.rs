@@ -15,7 +15,7 @@ use heddle_policy::retry::{self, Attempted, Failure, Refusal};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use crate::balance::{self, Outcome, Pick};
-use crate::detect::{self, Verdict};
+use crate::detect::{self, ServerVerdict, Verdict};
 use crate::error::Error;
 use crate::http::KEEP_ALIVE;
 use crate::listener::Accepted;
@@ -216,16 +216,28 @@ async fn race(
             Ok(_) => decide(down, worker, call, Some(up)).await,
             Err(error) => Err(Error::ConnectionLost(error)),
         },
-        // Whatever the server says first, or its end, goes to the client as it is.
-        _ = up.conn.fill() => {
-            let said = &up.conn.buf;
-            if detect::server_first(said) == detect::ServerVerdict::Opaque && !said.is_empty() {
-                worker.detected.remember(call.original, worker.now());
-            }
-            worker.shared.metrics.detections.inc(Detected::ServerFirst);
-            Ok(Protocol::Opaque(Some(up)))
-        }
+        _ = up.conn.fill() => server_spoke(down, worker, call, up).await,
     }
+}
+
+/// Whatever the server says first, or its end, goes to the client as it is; but HTTP/2 is not opaque
+/// because its server was quicker.
+async fn server_spoke(
+    down: &mut Conn,
+    worker: &Rc<Worker>,
+    call: &Call,
+    up: Opened,
+) -> Result<Protocol, Error> {
+    match detect::server_first(&up.conn.buf) {
+        ServerVerdict::Http2Settings => {
+            drop(up);
+            return decide(down, worker, call, None).await;
+        }
+        ServerVerdict::Opaque => worker.detected.remember(call.original, worker.now()),
+        ServerVerdict::HttpResponse | ServerVerdict::NeedMore => {}
+    }
+    worker.shared.metrics.detections.inc(Detected::ServerFirst);
+    Ok(Protocol::Opaque(Some(up)))
 }
 
 /// The client has spoken: what it speaks decides, and a connection that the race opened to the
@@ -237,7 +249,7 @@ async fn decide(
     opened: Option<Opened>,
 ) -> Result<Protocol, Error> {
     worker.detected.forget(call.original);
-    let verdict = client_speaks(down).await?;
+    let verdict = first_request(down, worker).await?;
     let (seen, protocol) = match verdict {
         Verdict::Http1 => (Detected::Http1, Protocol::Http1),
         Verdict::Http2 => (Detected::Http2, Protocol::Http2),

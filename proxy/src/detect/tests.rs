@@ -80,7 +80,7 @@ fn first_bytes_of_clients() {
 
 #[test]
 fn first_bytes_of_servers() {
-    use ServerVerdict::{HttpResponse, NeedMore, Opaque};
+    use ServerVerdict::{Http2Settings, HttpResponse, NeedMore, Opaque};
     let rows: &[(&[u8], ServerVerdict)] = &[
         (b"", NeedMore),
         (b"HTTP", NeedMore),
@@ -91,6 +91,13 @@ fn first_bytes_of_servers() {
         (b"\x5b\0\0\0\x0a11.4.3-MariaDB", Opaque),
         (b"H", NeedMore),
         (b"HELLO", Opaque),
+        (b"\0\0\x0c\x04\0\0\0\0\0\0\x03\0\0\0\x64", Http2Settings),
+        (b"\0\0\0\x04\0\0\0\0\0", Http2Settings),
+        (b"\0\0\0\x04\0\0\0\0", NeedMore),
+        (b"\0", NeedMore),
+        (b"\0\0\x07", Opaque),
+        (b"\0\0\x06\x04\x01\0\0\0\0", Opaque),
+        (b"\0\0\x06\x08\0\0\0\0\0", Opaque),
     ];
     for (bytes, expected) in rows {
         assert_eq!(server_first(bytes), *expected, "{:?}", String::from_utf8_lossy(bytes));
@@ -109,6 +116,7 @@ const BEGINNINGS: &[&[u8]] = &[
     b"\x16\x03",
     b"HTTP/1.1 ",
     b"\0\0\0\x08",
+    b"\0\0\x06\x04\0\0\0\0\0",
 ];
 
 fn beginnings() -> impl Strategy<Value = Vec<u8>> {
