@@ -1,6 +1,8 @@
 //! `heddle-init` against a real kernel, in the pods of a lab: what is redirected and what is not,
 //! and that the original destination can be read.
 
+#![expect(clippy::unwrap_used, reason = "what helps a test fails like a test")]
+
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};

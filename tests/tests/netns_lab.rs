@@ -2,6 +2,8 @@
 //!
 //! Needs root and the mesh's programs (`make lab`), like everything in network namespaces.
 
+#![expect(clippy::unwrap_used, reason = "what helps a test fails like a test")]
+
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};

@@ -1,5 +1,7 @@
 //! Meshed pods in the lab: who may do what in them, and what happens when parts of the mesh die.
 
+#![expect(clippy::unwrap_used, reason = "what helps a test fails like a test")]
+
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -129,7 +131,7 @@ fn parts_of_the_mesh_die_and_come_back() {
     lab.kill("shop/client:proxy", Signal::SIGKILL).unwrap();
     eventually("the dead proxy is noticed", || {
         let pod = lab.pod("shop/client").unwrap();
-        let message = pod.message.clone().unwrap_or_default();
+        let message = pod.message.unwrap_or_default();
         if message.contains("proxy was ended by signal 9") { Ok(()) } else { Err(message) }
     });
     assert!(shell(&lab, CALL).contains("Failed to connect"), "never past the proxy");
