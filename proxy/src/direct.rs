@@ -25,6 +25,7 @@ use crate::worker::{Connections, Shared, Worker};
 use crate::{inbound, outbound};
 
 mod http1;
+mod http2;
 mod opaque;
 mod plaintext;
 

@@ -4,12 +4,12 @@
 use std::cell::RefCell;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use heddle_api::names::header;
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::client::conn::http2 as client;
@@ -17,6 +17,7 @@ use hyper::server::conn::http2 as server;
 use hyper_util::rt::{TokioIo, TokioTimer};
 
 use crate::error::{Error, Reason};
+use crate::http1::Refusal;
 use crate::metrics::Direction;
 use crate::stream::Conn;
 
@@ -121,6 +122,21 @@ pub fn clean(headers: &mut HeaderMap) -> Result<(), Error> {
     if headers.len() > HEADER_FIELDS {
         return Err(Error::HeaderLimit("more than 100 fields"));
     }
+    remove_ours(headers);
+    Ok(())
+}
+
+/// The mesh's own fields mean nothing in trailers, but an application may merge those into the head.
+fn cleaned_trailers<E>(frame: Result<Frame<Bytes>, E>) -> Result<Frame<Bytes>, E> {
+    frame.map(|mut frame| {
+        if let Some(trailers) = frame.trailers_mut() {
+            remove_ours(trailers);
+        }
+        frame
+    })
+}
+
+fn remove_ours(headers: &mut HeaderMap) {
     // `_` is folded to `-` by servers that make variables of fields.
     let ours = |name: &HeaderName| {
         let name = name.as_str().as_bytes();
@@ -136,7 +152,24 @@ pub fn clean(headers: &mut HeaderMap) -> Result<(), Error> {
             headers.remove(name);
         }
     }
-    Ok(())
+}
+
+/// Makes of a request from one HTTP/2 connection one that can go on to another.
+///
+/// # Errors
+/// Its path is none: what is judged must be what is forwarded.
+pub fn prepare<B>(request: &mut Request<B>) -> Result<(), Error> {
+    let target = request.uri().path_and_query().map_or("", |target| target.as_str());
+    let asterisk = target == "*" && request.method() == Method::OPTIONS;
+    if !asterisk && !target.starts_with('/') {
+        return Err(Error::MalformedRequest(Refusal::TargetForm));
+    }
+    if request.uri().authority().is_none() {
+        // Legal with a `host` field (RFC 9113, 8.3.1), but h2 sends it on only as if it came over
+        // HTTP/1.
+        *request.version_mut() = Version::HTTP_11;
+    }
+    clean(request.headers_mut())
 }
 
 /// An answer of the proxy itself; a gRPC caller gets a status it can read.
@@ -209,6 +242,10 @@ struct Source {
     kept_bytes: usize,
     replayable: bool,
     attempt: u32,
+    /// How many of the kept frames the present attempt has had.
+    next: usize,
+    /// Of the present attempt, while it waits.
+    waker: Option<Waker>,
 }
 
 impl Replay {
@@ -221,15 +258,21 @@ impl Replay {
             kept_bytes: 0,
             replayable: true,
             attempt: 0,
+            next: 0,
+            waker: None,
         })))
     }
 
-    /// The body from its first byte. Earlier handles end.
+    /// The body from its first byte. Earlier handles break off.
     #[must_use]
     pub fn handle(&self) -> RequestBody {
         let mut source = self.0.borrow_mut();
         source.attempt += 1;
-        RequestBody { source: self.0.clone(), attempt: source.attempt, next: 0 }
+        source.next = 0;
+        if let Some(superseded) = source.waker.take() {
+            superseded.wake();
+        }
+        RequestBody { source: self.0.clone(), attempt: source.attempt }
     }
 
     /// True while every byte that was read is kept.
@@ -237,10 +280,26 @@ impl Replay {
     pub fn is_replayable(&self) -> bool {
         self.0.borrow().replayable
     }
+
+    /// There will be no other attempt: nothing more is kept.
+    pub fn settle(&self) {
+        self.0.borrow_mut().settle();
+    }
 }
 
 impl Source {
+    fn settle(&mut self) {
+        self.replayable = false;
+        if self.next >= self.kept.len() {
+            self.kept = Vec::new();
+            self.next = 0;
+        }
+    }
+
     fn keep(&mut self, frame: &Frame<Bytes>) {
+        if !self.replayable {
+            return;
+        }
         let copy = match (frame.data_ref(), frame.trailers_ref()) {
             (Some(data), _) => {
                 self.kept_bytes += data.len();
@@ -250,11 +309,26 @@ impl Source {
             (None, None) => return,
         };
         if self.kept_bytes > REPLAY_SIZE {
-            self.replayable = false;
-            self.kept = Vec::new();
-        } else if self.replayable {
+            self.settle();
+        } else {
             self.kept.push(copy);
+            self.next = self.kept.len();
         }
+    }
+
+    /// The next frame that an earlier attempt has read already.
+    fn kept_frame(&mut self) -> Option<Frame<Bytes>> {
+        let Some(kept) = self.kept.get(self.next) else {
+            if !self.replayable {
+                self.settle();
+            }
+            return None;
+        };
+        self.next += 1;
+        Some(match (kept.data_ref(), kept.trailers_ref()) {
+            (Some(data), _) => Frame::data(data.clone()),
+            (None, trailers) => Frame::trailers(trailers.cloned().unwrap_or_default()),
+        })
     }
 }
 
@@ -262,41 +336,50 @@ impl Source {
 pub struct RequestBody {
     source: Rc<RefCell<Source>>,
     attempt: u32,
-    next: usize,
+}
+
+/// Why a request's body breaks off.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// Another attempt has taken over. An orderly end would make a whole request of a part.
+    #[error("another attempt is made")]
+    Superseded,
+    /// The client broke it off.
+    #[error(transparent)]
+    Client(#[from] hyper::Error),
 }
 
 impl Body for RequestBody {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
     fn poll_frame(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let this = &mut *self;
-        let mut source = this.source.borrow_mut();
-        if source.attempt != this.attempt {
-            return Poll::Ready(None);
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let mut source = self.source.borrow_mut();
+        if source.attempt != self.attempt {
+            return Poll::Ready(Some(Err(BodyError::Superseded)));
         }
-        if let Some(kept) = source.kept.get(this.next) {
-            this.next += 1;
-            let frame = match (kept.data_ref(), kept.trailers_ref()) {
-                (Some(data), _) => Frame::data(data.clone()),
-                (None, trailers) => Frame::trailers(trailers.cloned().unwrap_or_default()),
-            };
+        if let Some(frame) = source.kept_frame() {
             return Poll::Ready(Some(Ok(frame)));
         }
-        let frame = ready!(Pin::new(&mut source.inner).poll_frame(cx));
+        let Poll::Ready(frame) = Pin::new(&mut source.inner).poll_frame(cx) else {
+            source.waker = Some(cx.waker().clone());
+            return Poll::Pending;
+        };
+        let frame = frame.map(cleaned_trailers);
         if let Some(Ok(frame)) = &frame {
             source.keep(frame);
-            this.next = source.kept.len();
         }
-        Poll::Ready(frame)
+        Poll::Ready(frame.map(|frame| frame.map_err(BodyError::Client)))
     }
 
     fn is_end_stream(&self) -> bool {
         let source = self.source.borrow();
-        self.next >= source.kept.len() && source.inner.is_end_stream()
+        source.attempt == self.attempt
+            && source.next >= source.kept.len()
+            && source.inner.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -363,7 +446,9 @@ impl<F: FnOnce(ResponseEnd) + Unpin> Body for ResponseBody<F> {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let this = &mut *self;
         let frame = match &mut this.inner {
-            Inner::Upstream(incoming) => ready!(Pin::new(incoming).poll_frame(cx)),
+            Inner::Upstream(incoming) => {
+                ready!(Pin::new(incoming).poll_frame(cx)).map(cleaned_trailers)
+            }
             Inner::Local(body) => body.take().map(|body| Ok(Frame::data(body))),
         };
         match &frame {

@@ -11,13 +11,13 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::sync::Mutex;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::{Call, DIAL_TIMEOUT, check, receive};
 use crate::error::{Error, Reason};
 use crate::http2::{
     self, PLAINTEXT_STREAMS, Replay, ResponseBody, ResponseEnd, STREAMS, Sender, answer, clean,
-    failure, is_grpc, server_builder,
+    failure, is_grpc, prepare, server_builder,
 };
 use crate::metrics::{Direction, RequestSeries};
 use crate::pool;
@@ -144,17 +144,21 @@ async fn send(
     if request.method() == Method::CONNECT {
         return Err(Error::UpgradeRefused("CONNECT over HTTP/2"));
     }
+    prepare(&mut request)?;
     // One view per request: a long connection follows every change of policy.
     let judged = Judged { method: request.method().as_str(), path: request.uri().path() };
     let policy = receive(&shared.worker, &shared.call)?;
     check(policy.authorize_request(shared.call.caller(), judged))?;
-    clean(request.headers_mut())?;
     if let Some(id) = &shared.client_id {
         request.headers_mut().insert(header::CLIENT_ID, id.clone());
     }
     let mut sender = connect(shared).await?;
-    sender.ready().await.map_err(failure)?;
-    let request = request.map(|body| Replay::new(body).handle());
+    sender.ready().await.map_err(|_| Error::NotDelivered)?;
+    let request = request.map(|body| {
+        let body = Replay::new(body);
+        body.settle();
+        body.handle()
+    });
     let mut response = sender.send_request(request).await.map_err(failure)?;
     clean(response.headers_mut())?;
     Ok(response)
@@ -162,13 +166,16 @@ async fn send(
 
 /// The application's connection, made when there is none or it has ended.
 async fn connect(shared: &Shared) -> Result<Sender, Error> {
-    let mut app = shared.app.lock().await;
+    // A burst behind an application that does not accept fails as one, not one after the other.
+    let local = shared.call.local;
+    let app = timeout(DIAL_TIMEOUT, shared.app.lock()).await;
+    let mut app = app.map_err(|_| Error::ConnectTimeout(local))?;
     if let Some(sender) = &*app
         && !sender.is_closed()
     {
         return Ok(sender.clone());
     }
-    let tcp = pool::dial(shared.call.local, DIAL_TIMEOUT).await?;
+    let tcp = pool::dial(local, DIAL_TIMEOUT).await?;
     let sender = http2::connect(Conn::new(Stream::Tcp(tcp))).await?;
     Ok(app.insert(sender).clone())
 }

@@ -17,7 +17,8 @@ use super::{Call, InFlight, draw, may_retry, outcome_of, pick};
 use crate::balance::Outcome;
 use crate::error::{Error, Reason};
 use crate::http2::{
-    Replay, ResponseBody, ResponseEnd, STREAMS, answer, clean, failure, is_grpc, server_builder,
+    Replay, ResponseBody, ResponseEnd, STREAMS, answer, clean, failure, is_grpc, prepare,
+    server_builder,
 };
 use crate::metrics::Direction;
 use crate::pool::streams::Lease;
@@ -168,7 +169,7 @@ async fn send(
     if request.method() == Method::CONNECT {
         return Err(Error::UpgradeRefused("CONNECT over HTTP/2"));
     }
-    clean(request.headers_mut())?;
+    prepare(&mut request)?;
     // One view per request: a long connection follows every change.
     let port = match worker.find_destination(pending.call.original).await? {
         Destination::Service(port) | Destination::Pod(port) => port,
@@ -223,6 +224,7 @@ async fn attempts(
                         .headers()
                         .get(header::ERROR)
                         .and_then(|value| Reason::parse(value.as_bytes()));
+                    replay.settle();
                     pending.endpoint = Some(in_flight);
                     pending.lease = Some(lease);
                     return Ok(response);
@@ -254,7 +256,7 @@ async fn attempt(
     let policy = &backend.policy;
     let exchange = async {
         let mut lease = worker.streams.take(worker, endpoint, policy.connect_timeout).await?;
-        lease.sender.ready().await.map_err(failure)?;
+        lease.sender.ready().await.map_err(|_| Error::NotDelivered)?;
         let response = lease.sender.send_request(request).await.map_err(failure)?;
         Ok((response, lease))
     };
