@@ -49,7 +49,9 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(15);
 /// A server that takes nothing for so long is given up.
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(15));
+/// The longest pause is short: a control plane that is back must be heard of within seconds, and a
+/// refused connect costs little.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(4));
 /// A replica that ends sends its proxies away together; they come back spread over this.
 const RECONNECT_SPREAD: Duration = Duration::from_secs(1);
 
