@@ -90,6 +90,8 @@ impl Drop for InFlight {
 /// Serves one connection until it ends.
 pub async fn serve(accepted: Accepted, worker: &Rc<Worker>) {
     let Accepted { tcp, peer, original } = accepted;
+    // Also keeps a half-closed, silent connection's redirection from being forgotten after a minute.
+    pool::probe_when_silent(&tcp);
     let call = Call { peer, original };
     let mut down = Conn::new(Stream::Tcp(tcp));
     let port = match worker.find_destination(original).await {
