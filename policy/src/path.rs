@@ -44,7 +44,7 @@ impl TryFrom<v1::PathMatch> for PathMatch {
             return Err(Invalid::value(
                 "match",
                 "a path begins with `/` and has no `//`, `/./`, \
-                `/../`, `\\`, `%2F`, `%5C` or `%00`",
+                `/../`, `\\`, `%2F`, `%5C`, `%00` or escapes that nothing needs",
             ));
         }
         Ok(if exact { Self::Exact(text.into()) } else { Self::Prefix(text.into()) })
@@ -52,8 +52,8 @@ impl TryFrom<v1::PathMatch> for PathMatch {
 }
 
 /// True for a path that two servers may read differently: empty or dot segments, plain or encoded,
-/// backslashes, encoded slashes, backslashes or NUL, `;` parameters after a dot segment, or an
-/// incomplete escape.
+/// backslashes, encoded slashes, backslashes or NUL, encoded letters, digits and other characters
+/// that need no escape, `;` parameters after a dot segment, or an incomplete escape.
 #[must_use]
 pub fn is_ambiguous(path: &str) -> bool {
     let bytes = path.as_bytes();
@@ -65,6 +65,8 @@ pub fn is_ambiguous(path: &str) -> bool {
             b'%' => match decode(bytes.get(at + 1), bytes.get(at + 2)) {
                 // An encoded separator, or no escape at all.
                 Some(b'/' | b'\\' | 0) | None => return true,
+                // As good as plain (RFC 3986, 2.3): a server may compare it decoded, a rule does not.
+                Some(byte) if is_unreserved(byte) => return true,
                 Some(byte) => (byte, 3),
             },
             byte => (byte, 1),
@@ -85,6 +87,10 @@ pub fn is_ambiguous(path: &str) -> bool {
         at += width;
     }
     matches!(dots, Some(1..=2))
+}
+
+fn is_unreserved(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
 }
 
 fn decode(high: Option<&u8>, low: Option<&u8>) -> Option<u8> {
@@ -129,6 +135,9 @@ mod tests {
             "/a%2fb",
             "/a%5cb",
             "/a%00",
+            "/%61dmin",
+            "/a%2eb",
+            "/a%7Eb",
             "/a\\b",
             "/a/..;/b",
             "/%",

@@ -650,8 +650,9 @@ const SPOILT: &[(&str, &str, &str, &str)] = &[
         "paths[0]: \"/a//b\": write one `/` between segments",
     ),
     ("AuthorizationPolicy", "\"/charge\"", "\"/a/./b\"", "write the path without `.` and `..`"),
-    ("AuthorizationPolicy", "\"/charge\"", "\"/a/%2e%2E\"", "write the path without `.` and `..`"),
+    ("AuthorizationPolicy", "\"/charge\"", "\"/a/%2e%2E\"", "`~` plainly, without `%`"),
     ("AuthorizationPolicy", "\"/charge\"", "\"/a%2Fb\"", "write the path without %2F"),
+    ("AuthorizationPolicy", "\"/charge\"", "\"/%61b\"", "`~` plainly, without `%`"),
     (
         "AuthorizationPolicy",
         "\"/charge\"",

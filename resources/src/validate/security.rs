@@ -123,8 +123,7 @@ fn path_mistake(text: &str) -> Option<&'static str> {
     }
     let mut segments = exact.split('/').skip(1).peekable();
     while let Some(segment) = segments.next() {
-        let decoded = segment.replace("%2e", ".").replace("%2E", ".");
-        let name = decoded.split(';').next().unwrap_or_default();
+        let name = segment.split(';').next().unwrap_or_default();
         if matches!(name, "." | "..") {
             return Some("write the path without `.` and `..` segments");
         }
@@ -143,6 +142,10 @@ fn escape_mistake(text: &str) -> Option<&'static str> {
         }
         if ["2f", "5c", "00"].contains(&digits.to_ascii_lowercase().as_str()) {
             return Some("write the path without %2F, %5C and %00: requests with them are refused");
+        }
+        let byte = u8::from_str_radix(digits, 16).unwrap_or_default();
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
+            return Some("write letters, digits, `-`, `.`, `_` and `~` plainly, without `%`");
         }
     }
     None
