@@ -62,6 +62,7 @@ impl Call {
 /// Serves one connection until it ends.
 pub async fn serve(accepted: Accepted, worker: &Rc<Worker>) {
     let Accepted { tcp, peer, original } = accepted;
+    pool::probe_when_silent(&tcp);
     let mut conn = Conn::new(Stream::Tcp(tcp));
     let permissive = inbound_policy(worker)
         .is_ok_and(|policy| policy.tls_mode(original.port()) == TlsMode::Permissive);

@@ -32,8 +32,13 @@ const IDLE: Duration = Duration::from_secs(60);
 const PER_ENDPOINT: usize = 128;
 /// Idle connections kept per thread.
 const PER_THREAD: usize = 2048;
-/// Unacknowledged data older than this means a dead peer.
+/// Unacknowledged data older than this means a dead peer. Not for opaque bytes: the kernel counts a
+/// peer that lives and does not read as dead, too, and a paused reader is no fault there.
 const USER_TIMEOUT: Duration = Duration::from_secs(20);
+/// A silent peer is asked after this long whether it lives, and again after each interval.
+const PROBE_AFTER: Duration = Duration::from_secs(10);
+const PROBE_INTERVAL: Duration = Duration::from_secs(5);
+const PROBES: u32 = 4;
 
 /// Idle HTTP/1 connections of one data thread.
 #[derive(Default)]
@@ -116,6 +121,7 @@ pub async fn connect(
         // Dialled over its own address, the pod's application would be reached without the inbound
         // path; without a proxy there is no inbound path.
         let tcp = dial(endpoint.address, connect_timeout).await?;
+        bound_acknowledgement(&tcp, alpn);
         return Ok(Conn::new(Stream::Tcp(tcp)));
     };
     let stream = if worker.is_own_address(endpoint.address.ip()) {
@@ -123,6 +129,7 @@ pub async fn connect(
     } else {
         let credentials = worker.credentials()?;
         let tcp = dial(endpoint.address, connect_timeout).await?;
+        bound_acknowledgement(&tcp, alpn);
         let tls = tls::connect(tcp, &credentials, alpn, expected).await?;
         Stream::MeshClient(Box::new(tls))
     };
@@ -142,9 +149,25 @@ pub async fn dial(address: SocketAddr, connect_timeout: Duration) -> Result<TcpS
         .await
         .map_err(|_| Error::ConnectTimeout(address))?
         .map_err(|error| Error::ConnectFailed(address, error))?;
-    let socket = socket2::SockRef::from(&tcp);
-    // Either option only makes a good connection better: failing to set one is no reason to drop it.
-    let _ = socket.set_tcp_nodelay(true);
-    let _ = socket.set_tcp_user_timeout(Some(USER_TIMEOUT));
+    // Only makes a good connection better: failing to set it is no reason to drop it.
+    let _ = tcp.set_nodelay(true);
+    probe_when_silent(&tcp);
     Ok(tcp)
+}
+
+/// A peer whose machine has gone says nothing for ever: have the kernel ask.
+pub fn probe_when_silent(tcp: &TcpStream) {
+    let probes = socket2::TcpKeepalive::new()
+        .with_time(PROBE_AFTER)
+        .with_interval(PROBE_INTERVAL)
+        .with_retries(PROBES);
+    // Best effort: without it the connection lives as long as its timeouts allow.
+    let _ = socket2::SockRef::from(tcp).set_tcp_keepalive(&probes);
+}
+
+fn bound_acknowledgement(tcp: &TcpStream, alpn: Alpn) {
+    if alpn != Alpn::Tcp {
+        // Best effort: without it a dead peer is noticed by the kernel's own, longer patience.
+        let _ = socket2::SockRef::from(tcp).set_tcp_user_timeout(Some(USER_TIMEOUT));
+    }
 }

@@ -1,6 +1,8 @@
 //! Opaque bytes and detection through both proxies.
 
 use super::*;
+use crate::pool;
+use crate::tls::Alpn;
 
 #[test]
 fn a_server_that_speaks_first_is_heard_without_configuration() {
@@ -133,5 +135,28 @@ fn a_client_that_breaks_off_within_its_first_word_leaves_no_count_behind() {
             }
         };
         timeout(PATIENCE, ended).await.expect("the attempt has ended");
+    });
+}
+
+#[test]
+fn a_reader_that_pauses_is_not_taken_for_dead() {
+    run(async {
+        let (_app, address) = listen().await;
+        let mut mesh = Mesh::new(address, v1::Protocol::Tcp).await;
+        let mut body = endpoints(&[address]);
+        body.endpoints[0].identity.clear();
+        mesh.outbound.put(v1::ResourceType::Endpoints, "shop/web:80", &body);
+        let worker = &mesh.outbound.worker;
+        let found = worker.find_destination(dialled()).await.unwrap();
+        let Destination::Service(port) = found else { panic!("a Service") };
+        let endpoint = &port.backends[0].ready[0];
+        for (alpn, bounded) in [(Alpn::Tcp, false), (Alpn::Http1, true), (Alpn::Http2, true)] {
+            let conn = pool::connect(worker, endpoint, alpn, PATIENCE).await.unwrap();
+            let socket = socket2::SockRef::from(conn.io.tcp().unwrap());
+            let limit = socket.tcp_user_timeout().unwrap();
+            // The kernel cuts whoever does not read for this long, alive or not.
+            assert_eq!(limit.is_some_and(|limit| !limit.is_zero()), bounded, "{alpn:?}");
+            assert!(socket.keepalive().unwrap(), "a dead peer is noticed in any case");
+        }
     });
 }
