@@ -11,6 +11,7 @@ pub mod detect_memory;
 pub mod discovery;
 pub mod error;
 pub mod exchange;
+pub mod flood;
 pub mod hop;
 pub mod http;
 pub mod http1;

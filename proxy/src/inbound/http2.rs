@@ -15,6 +15,7 @@ use tokio::time::{Instant, timeout};
 
 use super::{Call, DIAL_TIMEOUT, check, receive};
 use crate::error::{Error, Reason};
+use crate::flood::{FLOOD, Guarded};
 use crate::http2::{
     self, PLAINTEXT_STREAMS, Replay, ResponseBody, ResponseEnd, STREAMS, Sender, answer, clean,
     failure, is_grpc, prepare, server_builder,
@@ -51,7 +52,8 @@ pub(super) async fn serve(down: Conn, worker: &Rc<Worker>, call: &Call) {
         let shared = shared.clone();
         async move { Ok::<_, Infallible>(respond(shared, request).await) }
     });
-    let connection = server_builder(streams).serve_connection(TokioIo::new(down), service);
+    let (io, flooded) = Guarded::new(down);
+    let connection = server_builder(streams).serve_connection(TokioIo::new(io), service);
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
@@ -60,6 +62,10 @@ pub(super) async fn serve(down: Conn, worker: &Rc<Worker>, call: &Call) {
             connection.await
         }
     };
+    if flooded.get() {
+        let error = Error::Overload(FLOOD);
+        telemetry::connection_error(worker, Direction::Inbound, &error);
+    }
     if let Err(error) = ended {
         tracing::debug!(%error, "HTTP/2 connection to the application ended");
     }

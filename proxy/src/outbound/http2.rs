@@ -16,6 +16,7 @@ use tokio::time::{Instant, timeout_at};
 use super::{Call, InFlight, draw, may_retry, outcome_of, pick};
 use crate::balance::Outcome;
 use crate::error::{Error, Reason};
+use crate::flood::{FLOOD, Guarded};
 use crate::http2::{
     Replay, ResponseBody, ResponseEnd, STREAMS, answer, clean, failure, is_grpc, prepare,
     server_builder,
@@ -58,7 +59,8 @@ where
         let response = respond(request, worker.clone());
         async move { Ok::<_, Infallible>(response.await) }
     });
-    let connection = server_builder(STREAMS).serve_connection(TokioIo::new(down), service);
+    let (io, flooded) = Guarded::new(down);
+    let connection = server_builder(STREAMS).serve_connection(TokioIo::new(io), service);
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
@@ -67,6 +69,10 @@ where
             connection.await
         }
     };
+    if flooded.get() {
+        let error = Error::Overload(FLOOD);
+        telemetry::connection_error(worker, Direction::Outbound, &error);
+    }
     if let Err(error) = ended {
         tracing::debug!(%error, "HTTP/2 connection from the application ended");
     }
