@@ -1,6 +1,6 @@
 """A gRPC client without generated code. Each case checks for itself what it got.
 
-usage: grpc_client.py TARGET CASE
+usage: grpc_client.py TARGET CASE [ARG...]
 """
 
 import json
@@ -118,7 +118,20 @@ def metadata():
     print(unary("metadata")(b"", metadata=sent, timeout=5).decode())
 
 
-for run in [all_kinds, bidi, large, deadline, cancellation, errors, parallel, balance, metadata]:
+def identities():
+    """Who the server is told is calling, over many calls that claim to be somebody else's."""
+    number, claim = int(sys.argv[3]), (("heddle-client-id", sys.argv[4]),)
+    told = Counter()
+    for begin in range(0, number, 50):
+        batch = min(50, number - begin)
+        calls = [unary("metadata").future(b"", metadata=claim, timeout=20) for _ in range(batch)]
+        for call in calls:
+            lines = call.result().decode().split("\n")
+            told[" ".join(line for line in lines if line.startswith("heddle-"))] += 1
+    print(json.dumps(told))
+
+
+for run in [all_kinds, bidi, large, deadline, cancellation, errors, parallel, balance, metadata, identities]:
     if run.__name__ == case:
         run()
         break

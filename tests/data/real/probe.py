@@ -134,6 +134,38 @@ def drip():
     return {"answer": answer.decode("latin-1"), "seconds": time.monotonic() - begun}
 
 
+def late_http2():
+    """A gRPC call of a client that lets the server speak first, and claims to be somebody else."""
+
+    def frame(kind, flags, stream, payload):
+        return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
+
+    fields = {
+        ":method": "POST",
+        ":scheme": "http",
+        ":path": "/lab.Test/metadata",
+        ":authority": host,
+        "content-type": "application/grpc",
+        "te": "trailers",
+        "heddle-client-id": args[0],
+    }
+    head = b"".join(
+        b"\0" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
+        for name, value in fields.items()
+    )
+    connection = dial()
+    connection.settimeout(0.5)
+    first = b""
+    try:
+        first = connection.recv(65536)
+    except TimeoutError:
+        pass
+    connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b""))
+    connection.sendall(frame(1, 4, 1, head) + frame(0, 1, 1, bytes(5)))
+    connection.settimeout(1)
+    return {"first": len(first), "answer": read_all(connection).decode("latin-1")}
+
+
 def hold():
     """Opens a request that the server never answers, waits, and goes away."""
     connection = dial()
@@ -142,5 +174,5 @@ def hold():
     return {}
 
 
-cases = [pipeline, half_close, upgrade, trailers, events, send_file, drip, hold]
+cases = [pipeline, half_close, upgrade, trailers, events, send_file, drip, late_http2, hold]
 print(json.dumps({f.__name__: f for f in cases}[case]()))

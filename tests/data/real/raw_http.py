@@ -47,7 +47,7 @@ async def read_body(reader, fields):
         body += await reader.readexactly(size)
         await reader.readline()
     trailers = []
-    while (line := await reader.readline()).strip():
+    while (line := await reader.readuntil(b"\n")).strip():
         trailers.append(line)
     return body, parse([b"- -"] + trailers)[2]
 
@@ -100,24 +100,32 @@ async def answer(reader, writer, path, seen):
     return True
 
 
-async def exchange(reader, writer, lines):
+def enter(method, path, lines):
+    """One line for a request that has arrived whole."""
     global count
-    method, path, fields = parse(lines)
     if path != "/count":
         count += 1
-        LOG.write(json.dumps({"method": method, "path": path, "head": b"".join(lines).decode("latin-1")}) + "\n")
+        head = b"".join(lines).decode("latin-1")
+        LOG.write(json.dumps({"method": method, "path": path, "head": head}) + "\n")
+
+
+async def exchange(reader, writer, lines):
+    method, path, fields = parse(lines)
     if path == "/too-large":
         # Says no at once and reads nothing of the body.
+        enter(method, path, lines)
         writer.write(response(b"too large", "413 Payload Too Large", "connection: close\r\n"))
         await writer.drain()
         return False
     if ("expect", "100-continue") in [(name, value.lower()) for name, value in fields]:
         if path == "/refuse":
+            enter(method, path, lines)
             writer.write(response(b"no", "417 Expectation Failed", "connection: close\r\n"))
             return False
         await asyncio.sleep(0.2)
         writer.write(b"HTTP/1.1 100 Continue\r\nx-late: 1\r\n\r\n")
     body, trailers = await read_body(reader, fields)
+    enter(method, path, lines)
     seen = {
         "method": method,
         "path": path,
