@@ -7,29 +7,28 @@
 use std::io;
 
 use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
-use tokio::time::{Duration, Instant, sleep, timeout, timeout_at};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Duration, Instant, timeout, timeout_at};
 
 use crate::error::Error;
 use crate::hop;
 use crate::http1::{
-    BadResponse, BodyDecoder, BodyDelivery, CHUNK_END, Delivery, LAST_CHUNK, Limits, Refusal,
-    RequestFacts, RequestHead, ResponseHead, write_chunk_head,
+    BadResponse, BodyDecoder, Delivery, Limits, Refusal, RequestFacts, RequestHead, ResponseHead,
 };
 use crate::stream::{Conn, fill, send};
+
+mod client;
+mod relay;
+
+use client::{Client, left, unless_left};
+use relay::Relay;
 
 /// Limits of every message.
 pub const LIMITS: Limits = Limits::STANDARD;
 /// Longest request (head and body) that is kept for another attempt, in bytes.
 const REPLAY_SIZE: usize = 64 * 1024;
-/// Body bytes up to this size are copied behind the head, to save a write.
-const COALESCE_SIZE: usize = 16 * 1024;
 /// A server that stops reading may still have an answer on the way.
 const LAST_WORDS: Duration = Duration::from_secs(2);
-/// What a client may send ahead, in bytes, before its end is no longer looked for.
-const READ_AHEAD: usize = 16 * 1024;
-/// A client may close its side and still wait for the answer; one that has left looks the same.
-const HALF_CLOSED: Duration = Duration::from_secs(30);
 
 /// The connection a request goes out on.
 pub struct Upstream {
@@ -246,42 +245,6 @@ pub async fn exchange(
     End::Complete(complete)
 }
 
-/// Where a response goes, and who may leave before it has come.
-trait Client: AsyncWrite + Unpin {
-    /// Resolves when the client has left. Cancel-safe.
-    async fn left(&mut self);
-}
-
-impl Client for Conn {
-    async fn left(&mut self) {
-        let may_half_close = self.may_half_close();
-        left(&mut self.io, &mut self.buf, may_half_close).await;
-    }
-}
-
-/// Whoever has the other half reads.
-impl<T: AsyncWrite> Client for tokio::io::WriteHalf<T> {
-    async fn left(&mut self) {
-        std::future::pending().await
-    }
-}
-
-/// Resolves when the client has left: broken off, or closed its side and heard nothing for long.
-/// What it sends ahead is kept.
-async fn left(client: &mut (impl AsyncRead + Unpin), buf: &mut BytesMut, may_half_close: bool) {
-    let mut ahead = [0; 64];
-    loop {
-        if buf.len() >= READ_AHEAD {
-            return std::future::pending().await;
-        }
-        match client.read(&mut ahead).await {
-            Ok(0) if may_half_close => return sleep(HALF_CLOSED).await,
-            Ok(0) | Err(_) => return,
-            Ok(n) => buf.extend_from_slice(&ahead[..n]),
-        }
-    }
-}
-
 /// Runs both directions until the response has ended. `pump` ends only when there is no use in
 /// waiting for it.
 async fn both(respond: impl Future<Output = End>, pump: impl Future<Output = PumpError>) -> End {
@@ -397,15 +360,6 @@ impl<J: FnMut(&ResponseHead, &[u8], &mut BytesMut) -> Judgement> Respond<J> {
     }
 }
 
-/// What `read` brings, or `None` when the client leaves first.
-async fn unless_left<T>(down: &mut impl Client, read: impl Future<Output = T>) -> Option<T> {
-    tokio::select! {
-        biased;
-        read = read => Some(read),
-        () = down.left() => None,
-    }
-}
-
 fn earlier(a: Option<(Instant, Error)>, b: Option<(Instant, Error)>) -> Option<(Instant, Error)> {
     match (a, b) {
         (Some(a), Some(b)) => Some(if a.0 <= b.0 { a } else { b }),
@@ -435,135 +389,6 @@ async fn read_response_head(
             return Err(Error::ConnectionLost(io::ErrorKind::UnexpectedEof.into()));
         }
     }
-}
-
-/// How a final response is forwarded.
-struct Relay {
-    delivery: Delivery,
-    head_at: Instant,
-    idle: Option<Duration>,
-}
-
-impl Relay {
-    /// Forwards the head (in `out`) and the body.
-    async fn run(
-        self,
-        up: &mut (impl AsyncRead + Unpin),
-        buf: &mut BytesMut,
-        head: &ResponseHead,
-        down: &mut impl Client,
-        mut out: BytesMut,
-    ) -> End {
-        let status = head.status();
-        let mut decoder = BodyDecoder::new(head.framing(), &LIMITS);
-        let mut body_bytes = 0;
-        loop {
-            if !buf.is_empty() && !decoder.is_done() {
-                match self.relay(&mut decoder, buf, &mut out, down).await {
-                    Ok(raw) => body_bytes += raw as u64,
-                    Err(Cut::ClientGone) => return End::ClientGone,
-                    Err(Cut::Malformed(refusal)) => {
-                        return End::Broken {
-                            status,
-                            error: Error::ResponseMalformed(refusal.into()),
-                        };
-                    }
-                }
-            }
-            let done = decoder.is_done();
-            if done && self.delivery.body == BodyDelivery::Rechunk {
-                out.extend_from_slice(LAST_CHUNK);
-            }
-            if !out.is_empty() {
-                if send(down, &out).await.is_err() {
-                    return End::ClientGone;
-                }
-                out.clear();
-            }
-            if done {
-                return End::Complete(Complete {
-                    status,
-                    body_bytes,
-                    head_at: self.head_at,
-                    upstream_reusable: head.keep_alive(),
-                    client_reusable: !self.delivery.close,
-                });
-            }
-            match unless_left(down, self.fill(up, buf)).await {
-                Some(Ok(0)) if decoder.finish_at_eof().is_ok() => {}
-                Some(Ok(0)) => {
-                    let error = Error::ConnectionLost(io::ErrorKind::UnexpectedEof.into());
-                    return End::Broken { status, error };
-                }
-                Some(Ok(_)) => {}
-                Some(Err(error)) => return End::Broken { status, error },
-                None => return End::ClientGone,
-            }
-        }
-    }
-
-    async fn fill(
-        &self,
-        up: &mut (impl AsyncRead + Unpin),
-        buf: &mut BytesMut,
-    ) -> Result<usize, Error> {
-        let read = fill(up, buf);
-        let read = match self.idle {
-            None => read.await,
-            Some(idle) => timeout(idle, read).await.map_err(|_| Error::IdleTimeout)?,
-        };
-        read.map_err(Error::ConnectionLost)
-    }
-
-    /// Forwards the body's next bytes: small ones by way of `out`, behind what is there already.
-    async fn relay(
-        &self,
-        decoder: &mut BodyDecoder,
-        buf: &mut BytesMut,
-        out: &mut BytesMut,
-        down: &mut (impl AsyncWrite + Unpin),
-    ) -> Result<usize, Cut> {
-        let raw = transform(decoder, buf, self.delivery.body, out).map_err(Cut::Malformed)?;
-        if self.delivery.body == BodyDelivery::Verbatim {
-            if raw > COALESCE_SIZE {
-                if !out.is_empty() {
-                    send(down, out).await.map_err(|_| Cut::ClientGone)?;
-                    out.clear();
-                }
-                send(down, &buf[..raw]).await.map_err(|_| Cut::ClientGone)?;
-            } else {
-                out.extend_from_slice(&buf[..raw]);
-            }
-        }
-        buf.advance(raw);
-        Ok(raw)
-    }
-}
-
-enum Cut {
-    ClientGone,
-    Malformed(Refusal),
-}
-
-/// Judges the next body bytes; forms other than `Verbatim` are written to `out`.
-fn transform(
-    decoder: &mut BodyDecoder,
-    buf: &[u8],
-    delivery: BodyDelivery,
-    out: &mut BytesMut,
-) -> Result<usize, Refusal> {
-    let progress = match delivery {
-        BodyDelivery::Verbatim => decoder.advance(buf)?,
-        BodyDelivery::Payload => {
-            decoder.advance_with(buf, |range| out.extend_from_slice(&buf[range]))?
-        }
-        BodyDelivery::Rechunk => decoder.advance_with(buf, |range| {
-            write_chunk_head(range.len(), out);
-            out.extend_from_slice(&buf[range]);
-            out.extend_from_slice(CHUNK_END);
-        })?,
-    };
-    Ok(progress.raw)
 }
 
 #[cfg(test)]

@@ -10,7 +10,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 
 use crate::error::Error;
-use crate::http1::{LocalResponse, NewField, write_local_response};
+use crate::exchange::read_request_head;
+use crate::http1::{LocalResponse, NewField, RequestHead, write_local_response};
 use crate::metrics::Direction;
 use crate::stream::{Conn, send};
 
@@ -80,4 +81,13 @@ pub async fn answer(down: &mut Conn, error: &Error, answer: Answer) {
     write_local_response(&response, &mut out);
     // A client that is gone has no use for the answer.
     let _ = send(&mut down.io, &out).await;
+}
+
+/// Answers the first request of a connection that is refused as a whole.
+pub async fn answer_and_close(mut down: Conn, error: &Error, how: Answer) {
+    let mut head = RequestHead::new();
+    // The answer does not depend on the request; its head is read so that the peer sees no reset.
+    let _ = timeout(HEAD_TIMEOUT, read_request_head(&mut down, &mut head)).await;
+    answer(&mut down, error, Answer { head_only: head.is_head(), ..how }).await;
+    linger(&mut down).await;
 }

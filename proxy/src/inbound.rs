@@ -395,7 +395,7 @@ async fn withdrawn(worker: &Worker, authorize: impl Fn(&InboundPolicy) -> Decisi
 async fn refuse_plain(mut conn: Conn, worker: &Rc<Worker>, error: &Error) {
     telemetry::connection_error(worker, Direction::Inbound, error);
     if caller_speaks(&mut conn).await == Some(Verdict::Http1) {
-        http1::answer_and_close(conn, error).await;
+        http::answer_and_close(conn, error, http1::INBOUND).await;
     } else {
         conn.io.reset_on_drop();
     }

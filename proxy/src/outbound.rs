@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use crate::balance::{self, Outcome, Pick};
 use crate::detect::{self, ServerVerdict, Verdict};
 use crate::error::Error;
-use crate::http::KEEP_ALIVE;
+use crate::http::{self, KEEP_ALIVE};
 use crate::listener::Accepted;
 use crate::metrics::{Detected, Direction, Ejection, Retry};
 use crate::pool;
@@ -349,7 +349,7 @@ async fn refuse(mut down: Conn, worker: &Rc<Worker>, error: &Error) {
     telemetry::connection_error(worker, Direction::Outbound, error);
     let verdict = timeout(REFUSE_TIMEOUT, client_speaks(&mut down)).await;
     match verdict {
-        Ok(Ok(Verdict::Http1)) => http1::answer_and_close(down, error).await,
+        Ok(Ok(Verdict::Http1)) => http::answer_and_close(down, error, http1::OUTBOUND).await,
         Ok(Ok(Verdict::Http2)) => http2::answer_and_close(down, worker, error).await,
         _ => down.io.reset_on_drop(),
     }

@@ -333,3 +333,28 @@ fn what_was_sent_once_is_not_called_undelivered() {
         assert!(got.contains("heddle-error-proxy: inbound\r\n"), "{got}");
     });
 }
+
+#[test]
+fn the_time_of_a_try_holds_for_its_connection_too() {
+    run(async {
+        let (app, address) = listen().await;
+        let (_silent, dead) = listen().await;
+        let mut mesh = Mesh::new(address, v1::Protocol::Http1).await;
+        let timeouts = v1::Timeouts { per_try_ms: 200, ..v1::Timeouts::default() };
+        let policy = v1::Policy {
+            source: "shop/web".into(),
+            timeouts: Some(timeouts),
+            ..v1::Policy::default()
+        };
+        mesh.outbound.put(v1::ResourceType::Policy, "shop/web", &policy);
+        // It accepts, and never says a word of TLS.
+        mesh.endpoints(&[dead]);
+        let mut client = mesh.dial().await;
+        write(&mut client, "GET / HTTP/1.1\r\nHost: w\r\n\r\n").await;
+        let begun = Instant::now();
+        let got = read_until(&mut client, "\r\n\r\n").await;
+        assert!(got.contains("heddle-error: connect-timeout\r\n"), "{got}");
+        assert!(begun.elapsed() < crate::tls::HANDSHAKE_TIMEOUT);
+        drop(app);
+    });
+}

@@ -1,6 +1,6 @@
 //! One exchange between scripted ends.
 
-use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
 use super::*;
 use crate::http1::{ResponseEdits, Version, write_response_head};

@@ -33,7 +33,7 @@ use crate::worker::Worker;
 const IDLE: Duration = Duration::from_secs(75);
 
 /// An answer of this side to a request whose connection then ends.
-const INBOUND: Answer =
+pub(super) const INBOUND: Answer =
     Answer { direction: Direction::Inbound, head_only: false, close: true, not_delivered: false };
 
 /// Serves requests until the connection ends.
@@ -323,13 +323,4 @@ fn record(
             duration: started.elapsed(),
         },
     );
-}
-
-/// Answers the first request of a connection that is refused as a whole.
-pub(super) async fn answer_and_close(mut down: Conn, error: &Error) {
-    let mut head = RequestHead::new();
-    // The answer does not depend on the request; its head is read so that the caller sees no reset.
-    let _ = timeout(HEAD_TIMEOUT, read_request_head(&mut down, &mut head)).await;
-    answer(&mut down, error, Answer { head_only: head.is_head(), ..INBOUND }).await;
-    linger(&mut down).await;
 }

@@ -9,7 +9,7 @@ use heddle_api::names::header;
 use heddle_policy::retry::{Attempted, Failure, Verdict, is_idempotent};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{Call, draw, finish, may_retry, outcome_of, pick};
+use super::{Call, InFlight, draw, may_retry, outcome_of, pick};
 use crate::balance::Outcome;
 use crate::error::{Error, Reason};
 use crate::exchange::{
@@ -30,7 +30,7 @@ use crate::tls::Alpn;
 use crate::worker::Worker;
 
 /// An answer of this side to a request whose connection then ends.
-const OUTBOUND: Answer =
+pub(super) const OUTBOUND: Answer =
     Answer { direction: Direction::Outbound, head_only: false, close: true, not_delivered: false };
 
 /// What the loop over requests does next.
@@ -201,9 +201,7 @@ impl Request<'_> {
             let Some(endpoint) = pick(self.worker, self.call, backend, &tried) else {
                 return Err(Error::NoEndpoints(backend.service.clone()));
             };
-            endpoint.state.start();
-            let mut guard =
-                InFlight { request: self, endpoint, backend, outcome: Outcome::Neutral };
+            let mut guard = InFlight::start(self.worker, endpoint, backend);
             let retries = u32::try_from(tried.len()).unwrap_or(u32::MAX);
             let attempt = self.attempt(down, request, backend, endpoint, retries).await;
             let (error, failure) = match attempt {
@@ -251,7 +249,8 @@ impl Request<'_> {
             // The built-in hour is for opaque connections; a request waits as long as its client.
             idle: policy.source.as_ref().and(policy.idle_timeout),
         };
-        let mut up = self.upstream(backend, endpoint).await.map_err(Attempt::Error)?;
+        let up = self.upstream(backend, endpoint, patience.head_by).await;
+        let mut up = up.map_err(Attempt::Error)?;
         let reused = up.reused;
         let mesh = endpoint.identity.is_some();
         let mut abandoned = None;
@@ -352,6 +351,7 @@ impl Request<'_> {
         &self,
         backend: &Backend,
         endpoint: &Arc<Endpoint>,
+        by: Option<Instant>,
     ) -> Result<Upstream, Error> {
         if !self.facts.upgrade
             && (endpoint.identity.is_some() || self.facts.idempotent)
@@ -360,7 +360,14 @@ impl Request<'_> {
             return Ok(up);
         }
         let limit = backend.policy.connect_timeout;
-        let conn = pool::connect(self.worker, endpoint, Alpn::Http1, limit).await?;
+        let connect = pool::connect(self.worker, endpoint, Alpn::Http1, limit);
+        let conn = match by {
+            None => connect.await?,
+            // Nothing has been sent: this is not yet the attempt's own timeout.
+            Some(by) => timeout_at(by, connect)
+                .await
+                .unwrap_or(Err(Error::ConnectTimeout(endpoint.address)))?,
+        };
         Ok(Upstream::new(conn, endpoint.identity.is_some()))
     }
 
@@ -455,20 +462,6 @@ impl Request<'_> {
     }
 }
 
-/// Ends the endpoint's count of requests in flight on every way out, a dropped future included.
-struct InFlight<'a, 'r> {
-    request: &'a Request<'r>,
-    endpoint: &'a Endpoint,
-    backend: &'a Backend,
-    outcome: Outcome,
-}
-
-impl Drop for InFlight<'_, '_> {
-    fn drop(&mut self) {
-        finish(self.request.worker, self.endpoint, self.backend, self.outcome);
-    }
-}
-
 /// A failed attempt.
 enum Attempt {
     Error(Error),
@@ -485,14 +478,5 @@ impl Ended {
 async fn refuse(mut down: Conn, worker: &Worker, error: &Error) {
     telemetry::connection_error(worker, Direction::Outbound, error);
     answer(&mut down, error, OUTBOUND).await;
-    linger(&mut down).await;
-}
-
-/// Answers the first request of a connection that is refused as a whole.
-pub(super) async fn answer_and_close(mut down: Conn, error: &Error) {
-    let mut head = RequestHead::new();
-    // The answer does not depend on the request; its head is read so that the client sees no reset.
-    let _ = timeout(HEAD_TIMEOUT, read_request_head(&mut down, &mut head)).await;
-    answer(&mut down, error, Answer { head_only: head.is_head(), ..OUTBOUND }).await;
     linger(&mut down).await;
 }
