@@ -78,7 +78,7 @@ fn unnoticed(
 }
 
 fn killed(world: &World) -> anyhow::Result<()> {
-    let fault = || world.signal("control-plane", Signal::SIGKILL);
+    let fault = || world.kill("control-plane");
     unnoticed(world, fault, || {
         world.lab().start("control-plane")?;
         world.await_streams().map(drop)
@@ -124,11 +124,7 @@ fn returns_with_older_state(world: &World) -> anyhow::Result<()> {
 }
 
 fn restart(world: &World, files: &[(&Path, &[u8])]) -> anyhow::Result<()> {
-    world.lab().kill("control-plane", Signal::SIGKILL)?;
-    eventually("the control plane is gone", SOON, || {
-        ensure!(world.lab().status()?.control_plane.pid.is_none(), "it is there");
-        Ok(())
-    })?;
+    world.kill("control-plane")?;
     for (path, content) in files {
         std::fs::write(path, content)?;
     }
@@ -138,13 +134,9 @@ fn restart(world: &World, files: &[(&Path, &[u8])]) -> anyhow::Result<()> {
 /// A proxy that starts without a control plane is not ready, says why, and serves when it is back.
 fn proxy_starts_meanwhile(world: &World) -> anyhow::Result<()> {
     let traffic = Traffic::start(world, &Plan::steady("client", ALL))?;
-    world.signal("control-plane", Signal::SIGKILL)?;
+    world.kill("control-plane")?;
     let window = Window::open();
-    world.signal("web-2:proxy", Signal::SIGKILL)?;
-    eventually("the proxy is gone", SOON, || {
-        ensure!(!world.lab().pod("web-2")?.pids.contains_key("proxy"), "it is there");
-        Ok(())
-    })?;
+    world.kill("web-2:proxy")?;
     let window = window.close();
     let start = start_without_waiting(world, "web-2:proxy");
     let why = eventually("it says what it waits for", SOON, || {

@@ -152,11 +152,7 @@ fn proxy_killed(world: &World) -> anyhow::Result<()> {
     let plan = Plan::steady("client", ALL);
     let traffic = Traffic::start(world, &plan)?;
     let window = Window::open();
-    world.signal("web-2:proxy", Signal::SIGKILL)?;
-    eventually("the proxy is gone", SOON, || {
-        ensure!(!world.lab().pod("web-2")?.pids.contains_key("proxy"), "it is there");
-        Ok(())
-    })?;
+    world.kill("web-2:proxy")?;
     let window = window.close();
     // The rules stand and nobody listens: nothing gets past the missing proxy.
     let address = world.lab().pod("web-2")?.addresses[0];
@@ -172,11 +168,7 @@ fn proxy_killed(world: &World) -> anyhow::Result<()> {
 
     let traffic = Traffic::start(world, &plan)?;
     let window = Window::open();
-    world.signal("client:proxy", Signal::SIGKILL)?;
-    eventually("the proxy is gone", SOON, || {
-        ensure!(!world.lab().pod("client")?.pids.contains_key("proxy"), "it is there");
-        Ok(())
-    })?;
+    world.kill("client:proxy")?;
     world.lab().start("client:proxy")?;
     let window = window.close();
     traffic.more(300)?;

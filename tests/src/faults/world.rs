@@ -89,6 +89,24 @@ impl World {
         Ok(())
     }
 
+    /// Kills with SIGKILL, and returns when what was killed is known to be gone.
+    ///
+    /// # Errors
+    /// When there is no such process.
+    pub fn kill(&self, target: &str) -> anyhow::Result<()> {
+        self.signal(target, Signal::SIGKILL)?;
+        let gone = || {
+            let runs = match target.split_once(':') {
+                Some((pod, container)) => self.lab.pod(pod)?.pids.contains_key(container),
+                None if target == "control-plane" => self.lab.status()?.control_plane.pid.is_some(),
+                None => !self.lab.pod(target)?.pids.is_empty(),
+            };
+            ensure!(!runs, "it runs");
+            Ok(())
+        };
+        eventually(&format!("the end of {target}"), LIMIT, gone).map(drop)
+    }
+
     /// Makes the mesh whole: everything runs, is ready, and every proxy follows the control plane.
     ///
     /// # Errors
