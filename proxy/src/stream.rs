@@ -46,6 +46,14 @@ impl Stream {
             let _ = tcp.set_zero_linger();
         }
     }
+
+    /// Takes [`Stream::reset_on_drop`] back.
+    pub fn close_on_drop(&self) {
+        if let Some(tcp) = self.tcp() {
+            // Best effort: without it the peer sees a reset after the last byte.
+            let _ = socket2::SockRef::from(tcp).set_linger(None);
+        }
+    }
 }
 
 macro_rules! each {

@@ -56,6 +56,9 @@ pub async fn forward(
 ) -> Transfer {
     let (sent, received) = (Cell::new(0), Cell::new(0));
     let moved = Cell::new(Instant::now());
+    // From now on a drop is a cut: a process that ends, or a task that is aborted, says nothing more.
+    down.io.reset_on_drop();
+    up.io.reset_on_drop();
     let end = {
         let (down_read, down_write) = tokio::io::split(&mut down.io);
         let (up_read, up_write) = tokio::io::split(&mut up.io);
@@ -71,9 +74,9 @@ pub async fn forward(
             () = unmoved(&moved, idle) => Err(Cut::Idle),
         }
     };
-    if end.is_err() {
-        down.io.reset_on_drop();
-        up.io.reset_on_drop();
+    if end.is_ok() {
+        down.io.close_on_drop();
+        up.io.close_on_drop();
     }
     Transfer { sent: sent.get(), received: received.get(), end }
 }
@@ -81,6 +84,8 @@ pub async fn forward(
 /// As [`forward`], for two plain sockets whose bytes nobody has to see: they stay in the kernel.
 pub async fn splice(down: TcpStream, up: TcpStream, stop: impl Future<Output = ()>) -> Transfer {
     let (sent, received) = (Cell::new(0), Cell::new(0));
+    // As above. Best effort: without it both sides still see the end of the connection.
+    let _ = (down.set_zero_linger(), up.set_zero_linger());
     let both = async {
         tokio::try_join!(splice_one(&down, &up, &sent), splice_one(&up, &down, &received))
     };
@@ -88,9 +93,9 @@ pub async fn splice(down: TcpStream, up: TcpStream, stop: impl Future<Output = (
         both = both => both.map(|_| ()).map_err(Cut::Broken),
         () = stop => Err(Cut::Ordered),
     };
-    if end.is_err() {
-        // Best effort: without it both sides still see the end of the connection.
-        let _ = (down.set_zero_linger(), up.set_zero_linger());
+    if end.is_ok() {
+        let orderly = |tcp: &TcpStream| SockRef::from(tcp).set_linger(None);
+        let _ = (orderly(&down), orderly(&up));
     }
     Transfer { sent: sent.get(), received: received.get(), end }
 }

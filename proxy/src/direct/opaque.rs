@@ -160,3 +160,26 @@ fn a_reader_that_pauses_is_not_taken_for_dead() {
         }
     });
 }
+
+#[test]
+fn a_forwarded_connection_that_is_dropped_is_not_taken_for_ended() {
+    run(async {
+        let (app, address) = listen().await;
+        let mesh = Mesh::new(address, v1::Protocol::Tcp).await;
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (tcp, peer) = listener.accept().await.unwrap();
+        let worker = mesh.outbound.worker.clone();
+        let task = spawn_local(async move {
+            outbound::serve(Accepted { tcp, peer, original: dialled() }, &worker).await;
+        });
+        let mut served = accept(&app).await;
+        write(&mut served, "part").await;
+        read_until(&mut client, "part").await;
+        // As at the end of a drain.
+        task.abort();
+        let mut rest = [0; 8];
+        assert!(timeout(PATIENCE, client.read(&mut rest)).await.unwrap().is_err());
+        assert!(timeout(PATIENCE, served.read(&mut rest)).await.unwrap().is_err());
+    });
+}
