@@ -169,10 +169,10 @@ fn bearers(authority: &Path) -> anyhow::Result<Vec<Bearer>> {
     let own = Issuer::from_ca_cert_pem(&read("root.pem")?, KeyPair::from_pem(&read("root.key")?)?)?;
     let foreign = foreign_issuer()?;
     let uri = |uri: &str| -> anyhow::Result<SanType> { Ok(SanType::URI(uri.try_into()?)) };
-    let leaf = |sans: &[SanType]| leaf(sans.to_vec());
     let alice = uri(&identity("alice"))?;
+    let good = || leaf(std::slice::from_ref(&alice));
     let with = |change: fn(&mut CertificateParams)| {
-        let mut params = leaf(&[alice.clone()]);
+        let mut params = good();
         change(&mut params);
         params
     };
@@ -182,23 +182,23 @@ fn bearers(authority: &Path) -> anyhow::Result<Vec<Bearer>> {
         with(|params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth]);
     let dns = SanType::DnsName("alice.meshed".try_into()?);
     let mut bearers = vec![
-        Bearer { name: "a good one", ..bearer(&own, leaf(&[alice.clone()]))? },
+        Bearer { name: "a good one", ..bearer(&own, &good())? },
         Bearer { name: "nothing", pem: None, alpn: "heddle-h1", welcome: false },
         Bearer {
             name: "a good one for another protocol",
             alpn: "http/1.1",
-            ..bearer(&own, leaf(&[alice.clone()]))?
+            ..bearer(&own, &good())?
         },
     ];
     bearers[0].welcome = true;
     let refused = [
-        ("one of another mesh", &foreign, leaf(&[alice.clone()])),
+        ("one of another mesh", &foreign, good()),
         ("one that has expired", &own, expired),
         ("one that is not valid yet", &own, early),
         ("one for servers only", &own, server_only),
         ("one without an identity", &own, leaf(&[])),
         ("one with a host name only", &own, leaf(&[dns])),
-        ("one with two identities", &own, leaf(&[alice, uri(&identity("bob"))?])),
+        ("one with two identities", &own, leaf(&[alice.clone(), uri(&identity("bob"))?])),
         (
             "one of another trust domain",
             &own,
@@ -212,21 +212,21 @@ fn bearers(authority: &Path) -> anyhow::Result<Vec<Bearer>> {
         ("one with a path that is no account", &own, leaf(&[uri("spiffe://cluster.local/alice")?])),
     ];
     for (name, issuer, params) in refused {
-        bearers.push(Bearer { name, ..bearer(issuer, params)? });
+        bearers.push(Bearer { name, ..bearer(issuer, &params)? });
     }
     Ok(bearers)
 }
 
-fn bearer(issuer: &Issuer<'_, KeyPair>, params: CertificateParams) -> anyhow::Result<Bearer> {
+fn bearer(issuer: &Issuer<'_, KeyPair>, params: &CertificateParams) -> anyhow::Result<Bearer> {
     let key = KeyPair::generate()?;
     let certificate = params.signed_by(&key, issuer)?;
     let pem = Some((certificate.pem(), key.serialize_pem()));
     Ok(Bearer { name: "", pem, alpn: "heddle-h1", welcome: false })
 }
 
-fn leaf(sans: Vec<SanType>) -> CertificateParams {
+fn leaf(sans: &[SanType]) -> CertificateParams {
     let mut params = CertificateParams::default();
-    params.subject_alt_names = sans;
+    params.subject_alt_names = sans.to_vec();
     params.not_before = date_time_ymd(2020, 1, 1);
     params.not_after = date_time_ymd(2100, 1, 1);
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];

@@ -181,7 +181,7 @@ fn serves_others(stage: &Stage, side: &Side) -> anyhow::Result<()> {
     let times: Vec<f64> = times.filter_map(|time| time.parse().ok()).collect();
     let slowest = times.iter().copied().fold(0.0, f64::max);
     ensure!(times.len() == 100, "{} of 100 were served", times.len());
-    ensure!(slowest < 1.0, "an honest request took {slowest} s");
+    ensure!(slowest < 2.0, "an honest request took {slowest} s");
     Ok(())
 }
 
