@@ -67,6 +67,13 @@ fn curl_cases(stage: &Stage, suite: &mut Suite) {
     suite.all(stage, "methods and statuses", methods_and_statuses);
     suite.all(stage, "keep-alive", keep_alive);
     suite.all(stage, "http2 with prior knowledge", http2);
+    suite.both(stage, "an offer of h2c", |stage, side| {
+        let url = format!("http://{}:8080/", side.host("web"));
+        let ran = curl(stage, side, &["--http2", "-w", "\n%{http_version}", &url])?.ok()?;
+        let offered = ran.out.contains("h2c") || ran.out.contains("http2-settings");
+        ensure!(ran.out.ends_with("1.1") && offered != side.is_meshed(), "{}", ran.out);
+        Ok(())
+    });
     suite.all(stage, "100-continue", continue_100);
     suite.all(stage, "early hints", early_hints);
     suite.all(stage, "trailers of a response", |stage, side| {
@@ -109,13 +116,14 @@ fn odd_client_cases(stage: &Stage, suite: &mut Suite) {
         ensure!(answer.starts_with("HTTP/1.1 200") && answer.contains("/half-closed"), "{seen}");
         Ok(())
     });
-    suite.all(stage, "upgrade", |stage, side| {
-        let seen: Value = probe(stage, side, "upgrade", &[])?.wait()?.json()?;
-        let head = seen["head"].as_str().unwrap_or_default();
-        ensure!(head.starts_with("HTTP/1.1 101") && head.contains("upgrade: shout"), "{seen}");
-        ensure!(seen["first"] == "HELLO " && seen["rest"] == "AGAINbye", "{seen}");
-        Ok(())
-    });
+    for (case, status) in [("upgrade", "HTTP/1.1 101 "), ("connect", "HTTP/1.1 200 ")] {
+        suite.all(stage, case, |stage, side| {
+            let seen: Value = probe(stage, side, case, &[])?.wait()?.json()?;
+            ensure!(seen["head"].as_str().unwrap_or_default().starts_with(status), "{seen}");
+            ensure!(seen["first"] == "HELLO " && seen["rest"] == "AGAINbye", "{seen}");
+            Ok(())
+        });
+    }
     suite.all(stage, "trailers of a request", |stage, side| {
         let seen: Value = probe(stage, side, "trailers", &[])?.wait()?.json()?;
         let answer = seen["answer"].as_str().unwrap_or_default();

@@ -62,15 +62,25 @@ def half_close():
     return {"answer": read_all(connection).decode()}
 
 
-def upgrade():
+def switch(request):
+    """Asks for another protocol, speaks it, and closes its side."""
     connection = dial()
-    connection.sendall(get("/upgrade", "Connection: upgrade\r\nUpgrade: shout\r\n"))
+    connection.sendall(request)
     head = read_until(connection, b"\r\n\r\n").decode()
     connection.sendall(b"hello ")
     first = connection.recv(100).decode()
     connection.sendall(b"again")
     connection.shutdown(socket.SHUT_WR)
     return {"head": head, "first": first, "rest": read_all(connection).decode()}
+
+
+def upgrade():
+    return switch(get("/upgrade", "Connection: upgrade\r\nUpgrade: shout\r\n"))
+
+
+def connect():
+    """To a name that nobody has: only the server may make something of it."""
+    return switch(b"CONNECT nowhere.example:443 HTTP/1.1\r\nHost: nowhere.example:443\r\n\r\n")
 
 
 def trailers():
@@ -174,5 +184,5 @@ def hold():
     return {}
 
 
-cases = [pipeline, half_close, upgrade, trailers, events, send_file, drip, late_http2, hold]
+cases = [pipeline, half_close, upgrade, connect, trailers, events, send_file, drip, late_http2, hold]
 print(json.dumps({f.__name__: f for f in cases}[case]()))

@@ -68,9 +68,8 @@ async def events(writer, number):
     writer.write(b"0\r\n\r\n")
 
 
-async def echo(reader, writer):
-    writer.write(b"HTTP/1.1 101 Switching Protocols\r\nupgrade: shout\r\n"
-                 b"connection: upgrade\r\n\r\n")
+async def echo(reader, writer, head):
+    writer.write(head)
     while data := await reader.read(65536):
         writer.write(data.upper())
     writer.write(b"bye")
@@ -84,7 +83,11 @@ async def answer(reader, writer, path, seen):
         await asyncio.sleep(0.2)
         writer.write(response(b"late"))
     elif path == "/upgrade":
-        await echo(reader, writer)
+        head = b"HTTP/1.1 101 Switching Protocols\r\nupgrade: shout\r\nconnection: upgrade\r\n\r\n"
+        await echo(reader, writer, head)
+        return False
+    elif seen["method"] == "CONNECT":
+        await echo(reader, writer, b"HTTP/1.1 200 Connected\r\n\r\n")
         return False
     elif path == "/old":
         writer.write(b"HTTP/1.0 200 OK\r\nserver: old\r\n\r\nno length, ended by the close")
