@@ -200,9 +200,11 @@ fn inbound_policy(worker: &Worker) -> Result<Arc<InboundPolicy>, Error> {
 
 /// A caller with an identity: everything it is told about its reception is in the preface.
 async fn serve_mesh(mut conn: Conn, worker: &Rc<Worker>, call: &Call, alpn: Alpn) {
-    let (status, error) = match receive(worker, call) {
-        Ok(_) if worker.shared.drain.is_draining() => (Status::Unavailable, Some(Error::Draining)),
-        Ok(_) => (Status::Ready, None),
+    let received = receive(worker, call)
+        .and_then(|policy| check_claim(alpn, policy.protocol(call.local.port())));
+    let (status, error) = match received {
+        Ok(()) if worker.shared.drain.is_draining() => (Status::Unavailable, Some(Error::Draining)),
+        Ok(()) => (Status::Ready, None),
         Err(error) => (refusal_status(&error), Some(error)),
     };
     if let Some(error) = error {
@@ -219,6 +221,19 @@ async fn serve_mesh(mut conn: Conn, worker: &Rc<Worker>, call: &Call, alpn: Alpn
         Alpn::Http1 => http1::serve(conn, worker, call).await,
         Alpn::Http2 => http2::serve(conn, worker, call).await,
     }
+}
+
+/// Opaque bytes do not go to a port that is declared to speak HTTP: a lenient server would find
+/// requests in them, with a `heddle-client-id` that nobody has taken out.
+fn check_claim(alpn: Alpn, declared: v1::Protocol) -> Result<(), Error> {
+    let declared = match declared {
+        _ if alpn != Alpn::Tcp => return Ok(()),
+        v1::Protocol::Unspecified | v1::Protocol::Tcp => return Ok(()),
+        v1::Protocol::Http1 => "http",
+        v1::Protocol::Http2 => "h2c",
+        v1::Protocol::Grpc => "grpc",
+    };
+    Err(Error::ProtocolMismatch { declared })
 }
 
 /// A caller without an identity, on a Permissive port; refused on a Strict one.
@@ -423,7 +438,10 @@ fn refusal_status(error: &Error) -> Status {
     let reason = error.reason();
     if matches!(
         reason,
-        Reason::AuthorizationDenied | Reason::PlaintextRefused | Reason::LoopRefused
+        Reason::AuthorizationDenied
+            | Reason::PlaintextRefused
+            | Reason::LoopRefused
+            | Reason::ProtocolMismatch
     ) {
         Status::Denied
     } else if matches!(reason, Reason::ConnectFailed | Reason::ConnectTimeout) {
