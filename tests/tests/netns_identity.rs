@@ -24,12 +24,14 @@ const CALLERS: &[&str] = &["alice", "bob"];
 fn callers_are_who_their_certificates_prove() {
     let curl = Program::Debian { name: "curl", package: "curl" };
     let openssl = Program::Debian { name: "openssl", package: "openssl" };
-    require(&[curl, openssl, Program::Python("grpc")]).unwrap();
+    let nc = Program::Debian { name: "nc", package: "netcat-openbsd" };
+    require(&[curl, openssl, nc, Program::Python("grpc")]).unwrap();
     let manifests = sides(include_str!("../data/real/identity.yaml"));
     let stage = Stage::up(&manifests, Options::default()).unwrap();
     let mut suite = Suite::default();
     suite.both(&stage, "no caller is taken for another", interleaved);
     suite.all(&stage, "an HTTP/2 server that is quicker than its client", quick_server);
+    suite.both(&stage, "a claim in bytes that only a server takes for HTTP", disguised);
     let outside = Side { client: "plain", server: "meshed" };
     suite.on(&stage, "only good certificates are let in", &[outside], certificates);
     suite.finish();
@@ -85,6 +87,32 @@ fn quick_server(stage: &Stage, side: &Side) -> anyhow::Result<()> {
         ensure!((seen["first"] == 0) == side.is_meshed(), "{seen}");
     }
     Ok(())
+}
+
+/// Two empty lines before a request are no HTTP to the proxy, and nothing to a lenient server. On a
+/// port that is declared HTTP they reach it in no way: not by the Service, nor by the pod's address,
+/// whose dialler is not told what the Service declares.
+fn disguised(stage: &Stage, side: &Side) -> anyhow::Result<()> {
+    let (service, pod) = (side.host("declared"), stage.address(&side.server("web"), 0)?);
+    let claim = format!("heddle-client-id: {}", identity("bob"));
+    let request = format!("\\r\\n\\r\\nGET / HTTP/1.1\\r\\nHost: a\\r\\n{claim}\\r\\n\\r\\n");
+    for target in [service, pod.to_string()] {
+        let command = format!("printf '{request}' | nc -w 1 {target} 8081");
+        let ran = stage.run(&side.client("alice"), &["sh", "-c", &command])?;
+        let fooled = ran.out.contains(&identity("bob"));
+        ensure!(fooled != side.is_meshed(), "{target}: {}", ran.excerpt());
+    }
+    // Whoever is honest is served there.
+    for target in [side.host("declared"), pod.to_string()] {
+        let url = format!("http://{target}:8081/");
+        let ran = stage.run(&side.client("alice"), &["curl", "-sS", "-m", "10", &url])?.ok()?;
+        ensure!(ran.out.contains(&header_json("alice")) == side.is_meshed(), "{}", ran.out);
+    }
+    Ok(())
+}
+
+fn header_json(account: &str) -> String {
+    format!(r#"["heddle-client-id","{}"]"#, identity(account))
 }
 
 fn identity(account: &str) -> String {
