@@ -6,6 +6,8 @@
 
 mod account;
 mod cases;
+mod rogue;
+mod scripted;
 mod time;
 mod traffic;
 mod wire;
@@ -13,6 +15,8 @@ mod world;
 
 pub use account::{Account, Window};
 pub use cases::Cases;
+pub use rogue::Rogue;
+pub use scripted::Scripted;
 pub use time::{eventually, now_us, pause};
 pub use traffic::{Plan, Traffic};
 pub use wire::Wire;

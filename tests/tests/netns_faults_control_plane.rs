@@ -138,10 +138,11 @@ fn proxy_starts_meanwhile(world: &World) -> anyhow::Result<()> {
     let window = Window::open();
     world.kill("web-2:proxy")?;
     let window = window.close();
-    let start = start_without_waiting(world, "web-2:proxy");
+    let start = world.start_in_background("web-2:proxy");
     let why = eventually("it says what it waits for", SOON, || {
         let ready = world.readyz("web-2")?;
-        ensure!(ready.status == 503, "{ready:?}");
+        let says_why = ready.body.contains("the control plane cannot be reached");
+        ensure!(ready.status == 503 && says_why, "{ready:?}");
         Ok(ready.body)
     })?
     .1;
@@ -165,16 +166,4 @@ fn proxy_starts_meanwhile(world: &World) -> anyhow::Result<()> {
     eventually("it is called again", SOON, || answered_by("web-2"))?;
     let account = Account::new(traffic.finish()?, world.ledger()?);
     account.expect_only_within(window, 12)
-}
-
-/// Starts something that will not be ready yet: whoever waits for it waits elsewhere.
-fn start_without_waiting(world: &World, target: &str) -> std::thread::JoinHandle<()> {
-    let program = world.lab().layout().bin().join("heddle-lab");
-    let (dir, target) = (world.dir().to_owned(), target.to_owned());
-    std::thread::spawn(move || {
-        let mut command = std::process::Command::new(program);
-        command.arg("--dir").arg(dir).args(["start", &target]);
-        // Its outcome is seen in the pod's.
-        let _ = command.output();
-    })
 }

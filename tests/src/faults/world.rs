@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
@@ -105,6 +106,18 @@ impl World {
             Ok(())
         };
         eventually(&format!("the end of {target}"), LIMIT, gone).map(drop)
+    }
+
+    /// Starts what will not be ready yet: waiting for that is the thread's business.
+    #[must_use]
+    pub fn start_in_background(&self, target: &str) -> JoinHandle<()> {
+        let program = self.lab.layout().bin().join("heddle-lab");
+        let (dir, target) = (self.dir().to_owned(), target.to_owned());
+        std::thread::spawn(move || {
+            let mut command = Command::new(program);
+            // Its outcome is seen in the pod's.
+            let _ = command.arg("--dir").arg(dir).args(["start", &target]).output();
+        })
     }
 
     /// Makes the mesh whole: everything runs, is ready, and every proxy follows the control plane.
