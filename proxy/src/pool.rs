@@ -14,10 +14,11 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
-use crate::error::Error;
+use crate::error::{Error, Reason};
 use crate::exchange::Upstream;
 use crate::hop;
 use crate::inbound;
+use crate::metrics::Direction;
 use crate::snapshot::Endpoint;
 use crate::stream::{Conn, Stream};
 use crate::tls::{self, Alpn};
@@ -124,20 +125,44 @@ pub async fn connect(
         bound_acknowledgement(&tcp, alpn);
         return Ok(Conn::new(Stream::Tcp(tcp)));
     };
-    let stream = if worker.is_own_address(endpoint.address.ip()) {
-        inbound::serve_own(worker, endpoint.address, alpn)?
-    } else {
-        let credentials = worker.credentials()?;
-        let tcp = dial(endpoint.address, connect_timeout).await?;
-        bound_acknowledgement(&tcp, alpn);
+    if worker.is_own_address(endpoint.address.ip()) {
+        return accepted(inbound::serve_own(worker, endpoint.address, alpn)?).await;
+    }
+    let credentials = worker.credentials()?;
+    let tcp = dial(endpoint.address, connect_timeout).await?;
+    bound_acknowledgement(&tcp, alpn);
+    let connected = async {
         let tls = tls::connect(tcp, &credentials, alpn, expected).await?;
-        Stream::MeshClient(Box::new(tls))
+        accepted(Stream::MeshClient(Box::new(tls))).await
     };
+    let connected = connected.await;
+    worker.shared.metrics.mesh_connection(Direction::Outbound, handshake(&connected));
+    connected
+}
+
+/// Waits for the inbound side to say that it will take bytes.
+async fn accepted(stream: Stream) -> Result<Conn, Error> {
     let mut conn = Conn::new(stream);
     timeout(tls::HANDSHAKE_TIMEOUT, hop::receive_preface(&mut conn.io))
         .await
         .map_err(|_| Error::HandshakeTimeout)??;
     Ok(conn)
+}
+
+/// What became of the handshake alone. In TLS 1.3 a client hears that its certificate is refused when
+/// its own part is done, where the preface should be.
+fn handshake(connected: &Result<Conn, Error>) -> Result<(), Reason> {
+    let Err(error) = connected else { return Ok(()) };
+    let reason = error.reason();
+    let failed = matches!(
+        reason,
+        Reason::HandshakeFailed
+            | Reason::HandshakeTimeout
+            | Reason::PeerCertificateRefused
+            | Reason::PeerIdentityMismatch
+            | Reason::MeshProtocolRefused
+    );
+    if failed { Err(reason) } else { Ok(()) }
 }
 
 /// Opens a TCP connection.

@@ -65,6 +65,12 @@ fn two_authorities(world: &World) -> anyhow::Result<()> {
         refused(world, "client", "http://stray/?id=forbidden")
     })?;
     refused(world, "stray", "http://all/?id=forbidden")?;
+    for result in ["ok", "peer-certificate-refused"] {
+        let series =
+            format!("heddle_mesh_connections_total{{direction=\"outbound\",result=\"{result}\"}}");
+        let counted = world.metric("client", &series)?;
+        ensure!(counted > 0.0, "{series}: {counted}");
+    }
     let ledger = world.ledger()?;
     let account = Account::new(traffic.finish()?, world.ledger()?);
     world.remove("stray.yaml");
