@@ -13,13 +13,16 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::client::conn::http2 as client;
-use hyper::server::conn::http2 as server;
 use hyper_util::rt::{TokioIo, TokioTimer};
 
 use crate::error::{Error, Reason};
 use crate::http1::Refusal;
 use crate::metrics::Direction;
 use crate::stream::Conn;
+
+mod serve;
+
+pub use serve::serve;
 
 /// Flow-control window of a stream.
 const STREAM_WINDOW: u32 = 256 * 1024;
@@ -52,23 +55,6 @@ impl<F: Future<Output: 'static> + 'static> hyper::rt::Executor<F> for LocalExecu
     fn execute(&self, future: F) {
         tokio::task::spawn_local(future);
     }
-}
-
-/// A server connection's limits.
-#[must_use]
-pub fn server_builder(streams: u32) -> server::Builder<LocalExecutor> {
-    let mut builder = server::Builder::new(LocalExecutor);
-    builder
-        .timer(TokioTimer::new())
-        .auto_date_header(false)
-        .max_concurrent_streams(streams)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_header_list_size(HEADER_LIST)
-        .max_pending_accept_reset_streams(PENDING_RESETS)
-        .keep_alive_interval(PING)
-        .keep_alive_timeout(PONG);
-    builder
 }
 
 /// Begins an HTTP/2 client on a connection.

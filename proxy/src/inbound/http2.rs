@@ -1,6 +1,5 @@
 //! HTTP/2 and gRPC to the application: per request authorize → send → record once.
 
-use std::convert::Infallible;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -8,17 +7,14 @@ use heddle_api::names::header;
 use heddle_policy::authorize::Request as Judged;
 use http::{HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
 use super::{Call, DIAL_TIMEOUT, check, receive};
 use crate::error::{Error, Reason};
-use crate::flood::{FLOOD, Guarded};
 use crate::http2::{
     self, PLAINTEXT_STREAMS, Replay, ResponseBody, ResponseEnd, STREAMS, Sender, answer, clean,
-    failure, is_grpc, prepare, server_builder,
+    failure, is_grpc, prepare,
 };
 use crate::metrics::{Direction, RequestSeries};
 use crate::pool;
@@ -37,7 +33,7 @@ struct Shared {
     app: Mutex<Option<Sender>>,
 }
 
-/// Serves streams until the connection ends; a drain is announced with GOAWAY.
+/// Serves streams until the connection ends.
 pub(super) async fn serve(down: Conn, worker: &Rc<Worker>, call: &Call) {
     let id = call.source.as_ref().map(ToString::to_string);
     let shared = Rc::new(Shared {
@@ -48,27 +44,8 @@ pub(super) async fn serve(down: Conn, worker: &Rc<Worker>, call: &Call) {
         app: Mutex::new(None),
     });
     let streams = if call.source.is_some() { STREAMS } else { PLAINTEXT_STREAMS };
-    let service = service_fn(move |request| {
-        let shared = shared.clone();
-        async move { Ok::<_, Infallible>(respond(shared, request).await) }
-    });
-    let (io, flooded) = Guarded::new(down);
-    let connection = server_builder(streams).serve_connection(TokioIo::new(io), service);
-    tokio::pin!(connection);
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = worker.shared.drain.draining() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if flooded.get() {
-        let error = Error::Overload(FLOOD);
-        telemetry::connection_error(worker, Direction::Inbound, &error);
-    }
-    if let Err(error) = ended {
-        tracing::debug!(%error, "HTTP/2 connection to the application ended");
-    }
+    let respond = move |request| respond(shared.clone(), request);
+    http2::serve(down, worker, Direction::Inbound, streams, respond).await;
 }
 
 /// What the record of a request needs, whenever the response ends.

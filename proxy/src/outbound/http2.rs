@@ -1,25 +1,19 @@
 //! HTTP/2 and gRPC from the application: per request draw → pick → send → retry → record once.
 
-use std::convert::Infallible;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use heddle_api::names::header;
 use heddle_policy::retry::{Attempted, Failure, is_idempotent};
 use http::{HeaderMap, Method, Request, Response};
-use hyper::body::{Body, Incoming};
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use hyper::body::Incoming;
 use tokio::time::{Instant, timeout_at};
 
 use super::{Call, InFlight, draw, may_retry, outcome_of, pick};
 use crate::balance::Outcome;
 use crate::error::{Error, Reason};
-use crate::flood::{FLOOD, Guarded};
 use crate::http2::{
-    Replay, ResponseBody, ResponseEnd, STREAMS, answer, clean, failure, is_grpc, prepare,
-    server_builder,
+    self, Replay, ResponseBody, ResponseEnd, STREAMS, answer, clean, failure, is_grpc, prepare,
 };
 use crate::metrics::Direction;
 use crate::pool::streams::Lease;
@@ -28,10 +22,11 @@ use crate::stream::Conn;
 use crate::telemetry::{self, RequestRecord};
 use crate::worker::Worker;
 
-/// Serves streams until the connection ends; a drain is announced with GOAWAY.
+/// Serves streams until the connection ends.
 pub(super) async fn serve(down: Conn, worker: &Rc<Worker>, call: &Call) {
     let call = Rc::new(Call { peer: call.peer, original: call.original });
-    serve_with(down, worker, move |request, worker| respond(worker, call.clone(), request)).await;
+    let respond = |request| respond(worker.clone(), call.clone(), request);
+    http2::serve(down, worker, Direction::Outbound, STREAMS, respond).await;
 }
 
 /// Answers every request of a connection that is refused as a whole.
@@ -39,43 +34,14 @@ pub(super) async fn answer_and_close(down: Conn, worker: &Rc<Worker>, error: &Er
     let reason = error.reason();
     let local = answer(error, Direction::Outbound, false, false);
     let grpc = answer(error, Direction::Outbound, true, false);
-    serve_with(down, worker, move |request: Request<Incoming>, worker| {
+    let respond = |request: Request<Incoming>| {
         let response = if is_grpc(request.headers()) { grpc.clone() } else { local.clone() };
         worker.shared.metrics.error(Direction::Outbound, reason);
         async move {
             response.map(|body| ResponseBody::local(body, &HeaderMap::new(), |_: ResponseEnd| {}))
         }
-    })
-    .await;
-}
-
-async fn serve_with<R, F, B>(down: Conn, worker: &Rc<Worker>, respond: R)
-where
-    R: Fn(Request<Incoming>, Rc<Worker>) -> F,
-    F: Future<Output = Response<B>> + 'static,
-    B: Body<Data = Bytes, Error = hyper::Error> + 'static,
-{
-    let service = service_fn(|request| {
-        let response = respond(request, worker.clone());
-        async move { Ok::<_, Infallible>(response.await) }
-    });
-    let (io, flooded) = Guarded::new(down);
-    let connection = server_builder(STREAMS).serve_connection(TokioIo::new(io), service);
-    tokio::pin!(connection);
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = worker.shared.drain.draining() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
     };
-    if flooded.get() {
-        let error = Error::Overload(FLOOD);
-        telemetry::connection_error(worker, Direction::Outbound, &error);
-    }
-    if let Err(error) = ended {
-        tracing::debug!(%error, "HTTP/2 connection from the application ended");
-    }
+    http2::serve(down, worker, Direction::Outbound, STREAMS, respond).await;
 }
 
 /// What the record of a request needs, whenever the response ends.
