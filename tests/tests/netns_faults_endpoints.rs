@@ -177,8 +177,12 @@ fn proxy_killed(world: &World) -> anyhow::Result<()> {
     account.expect_only_within(window, usize::MAX)
 }
 
-/// An application that exits at once on SIGTERM; GETs and POSTs; no request is lost.
+/// An application that exits at once on SIGTERM, with requests in it at that moment; GETs and POSTs;
+/// no request is lost.
 fn stopped(world: &World) -> anyhow::Result<()> {
+    let slow = "http://all/delay?ms=150";
+    let slow = Plan { rate: 150, connections: 40, ..Plan::steady("client", slow) };
+    let slow = Traffic::start(world, &slow)?;
     let traffic = Traffic::start(world, &Plan { rate: 500, ..Plan::steady("client", ALL) })?;
     for pod in ["web-2", "web-1"] {
         world.lab().stop(pod)?;
@@ -186,7 +190,9 @@ fn stopped(world: &World) -> anyhow::Result<()> {
         world.lab().start(pod)?;
         traffic.more(200)?;
     }
-    Account::new(traffic.finish()?, world.ledger()?).expect_clean()
+    let mut records = traffic.finish()?;
+    records.extend(slow.finish()?);
+    Account::new(records, world.ledger()?).expect_clean()
 }
 
 /// Packets from and to a pod vanish, without a word from anybody. What was sent on connections that
