@@ -7,7 +7,7 @@ use heddle_api::names::header;
 use heddle_policy::retry::{Attempted, Failure, is_idempotent};
 use http::{HeaderMap, Method, Request, Response};
 use hyper::body::Incoming;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Duration, Instant, timeout, timeout_at};
 
 use super::{Call, InFlight, draw, may_retry, outcome_of, pick};
 use crate::balance::Outcome;
@@ -21,6 +21,9 @@ use crate::snapshot::{Backend, Destination, Endpoint, ServicePort};
 use crate::stream::Conn;
 use crate::telemetry::{self, RequestRecord};
 use crate::worker::Worker;
+
+/// How long a connection that is refused as a whole may ask.
+const REFUSED_LIFE: Duration = Duration::from_secs(5);
 
 /// Serves streams until the connection ends.
 pub(super) async fn serve(down: Conn, worker: &Rc<Worker>, call: &Call) {
@@ -41,7 +44,9 @@ pub(super) async fn answer_and_close(down: Conn, worker: &Rc<Worker>, error: &Er
             response.map(|body| ResponseBody::local(body, &HeaderMap::new(), |_: ResponseEnd| {}))
         }
     };
-    http2::serve(down, worker, Direction::Outbound, STREAMS, respond).await;
+    let serve = http2::serve(down, worker, Direction::Outbound, STREAMS, respond);
+    // Long enough to be told why; the refusal is not worth a connection for longer.
+    let _ = timeout(REFUSED_LIFE, serve).await;
 }
 
 /// What the record of a request needs, whenever the response ends.
