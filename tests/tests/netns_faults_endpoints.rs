@@ -72,8 +72,8 @@ fn killed_mid_answer(world: &World) -> anyhow::Result<()> {
     for target in ["web-2", "web-2:app"] {
         let traffic = Traffic::start(world, &Plan::steady("client", ALL))?;
         let begun = entered(world)?;
-        let stream = spawn_call(world, "http://web-v2/stream?interval_ms=20&id=stream")?;
-        let awaited = spawn_call(world, "http://web-v2/delay?ms=9000&id=awaited")?;
+        let stream = spawn_call(world, "GET", "http://web-v2/stream?interval_ms=20&id=stream")?;
+        let awaited = spawn_call(world, "POST", "http://web-v2/delay?ms=9000&id=awaited")?;
         eventually("the server has taken them", SOON, || {
             ensure!(entered(world)? >= begun + 2, "it has not");
             Ok(())
@@ -101,8 +101,8 @@ fn entered(world: &World) -> anyhow::Result<usize> {
     Ok(world.ledger()?.iter().filter(|entry| named(entry)).count())
 }
 
-fn spawn_call(world: &World, url: &str) -> anyhow::Result<Child> {
-    world.lab().spawn("client", &["heddle-app", "call", url])
+fn spawn_call(world: &World, method: &str, url: &str) -> anyhow::Result<Child> {
+    world.lab().spawn("client", &["heddle-app", "call", "--method", method, url])
 }
 
 fn retries_never_double(world: &World) -> anyhow::Result<()> {
