@@ -160,6 +160,8 @@ impl Rig {
         credentials: Option<Credentials>,
         from: &str,
     ) -> Result<Channel, Status> {
+        let bundle = self.dir.path().join(".state/trust-bundle.pem");
+        self.eventually(|| bundle.exists()).await;
         let connector = TlsConnector::from(Arc::new(self.client_config(credentials)));
         let (to, from) = (self.handle.addresses.discovery, format!("{from}:0"));
         let connect = move |_| {
