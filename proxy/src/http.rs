@@ -10,10 +10,12 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 
 use crate::error::Error;
-use crate::exchange::read_request_head;
+use crate::exchange::{ReadError, read_request_head};
 use crate::http1::{LocalResponse, NewField, RequestHead, write_local_response};
 use crate::metrics::Direction;
 use crate::stream::{Conn, send};
+use crate::telemetry;
+use crate::worker::Worker;
 
 /// How long a request's head may take once its first byte is here.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -55,6 +57,26 @@ pub struct Answer {
     pub close: bool,
     /// Inbound's proof for outbound that the application never saw the request.
     pub not_delivered: bool,
+}
+
+/// Reads the next request's head in the time it may take. `None`: there is none, and whoever sent
+/// something else has been told so, as `refused` says.
+pub async fn head_or_answer(
+    down: &mut Conn,
+    worker: &Worker,
+    head: &mut RequestHead,
+    refused: Answer,
+) -> Option<usize> {
+    let error = match timeout(HEAD_TIMEOUT, read_request_head(down, head)).await {
+        Ok(Ok(read)) => return read,
+        Ok(Err(ReadError::Lost(_))) => return None,
+        Ok(Err(ReadError::Refused(refusal))) => Error::MalformedRequest(refusal),
+        Err(_) => Error::HeadTimeout,
+    };
+    telemetry::connection_error(worker, refused.direction, &error);
+    answer(down, &error, refused).await;
+    linger(down).await;
+    None
 }
 
 /// Answers an HTTP/1 request in place of the application.

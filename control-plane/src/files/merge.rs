@@ -50,6 +50,8 @@ pub(super) fn merge(files: &BTreeMap<String, Source>) -> Merged {
             }
         }
     }
+    // A file that is about to lose objects may be giving them to another.
+    let is_settled = files.values().all(|file| file.shrinking.is_none());
     for (_, file) in files.iter().filter(|(name, _)| !name.starts_with(STATE)) {
         for located in &file.objects {
             let key = located.object.key();
@@ -67,8 +69,6 @@ pub(super) fn merge(files: &BTreeMap<String, Source>) -> Merged {
                 | Object::MeshTLSPolicy(_)
                 | Object::Mesh(_) => located.object.clone(),
             };
-            // A file that is about to lose objects may be giving them to this one.
-            let is_settled = files.values().all(|file| file.shrinking.is_none());
             merged.insert(Located { object, location: located.location.clone() }, is_settled);
         }
     }

@@ -12,11 +12,9 @@ use tokio::time::{Duration, Instant, timeout};
 
 use super::{Call, DIAL_TIMEOUT, check, receive, withdrawn};
 use crate::error::{Error, Reason};
-use crate::exchange::{
-    End, Judgement, Outgoing, Patience, ReadError, Upstream, exchange, read_request_head,
-};
+use crate::exchange::{End, Judgement, Outgoing, Patience, Upstream, exchange};
 use crate::hop;
-use crate::http::{Answer, HEAD_TIMEOUT, answer, linger};
+use crate::http::{Answer, answer, head_or_answer, linger};
 use crate::http1::{
     Delivery, NewField, RequestEdits, RequestHead, RequestTarget, ResponseEdits, ResponseHead,
     Version, write_request_head, write_response_head,
@@ -98,16 +96,7 @@ async fn next_head(
             },
         }
     }
-    let error = match timeout(HEAD_TIMEOUT, read_request_head(down, head)).await {
-        Ok(Ok(read)) => return read,
-        Ok(Err(ReadError::Lost(_))) => return None,
-        Ok(Err(ReadError::Refused(refusal))) => Error::MalformedRequest(refusal),
-        Err(_) => Error::HeadTimeout,
-    };
-    telemetry::connection_error(worker, Direction::Inbound, &error);
-    answer(down, &error, INBOUND).await;
-    linger(down).await;
-    None
+    head_or_answer(down, worker, head, INBOUND).await
 }
 
 async fn retire(down: &mut Conn, call: &Call) -> Option<usize> {

@@ -12,10 +12,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::{Call, InFlight, draw, may_retry, outcome_of, pick};
 use crate::balance::Outcome;
 use crate::error::{Error, Reason};
-use crate::exchange::{
-    Complete, End, Judgement, Outgoing, Patience, ReadError, Upstream, exchange, read_request_head,
-};
-use crate::http::{Answer, HEAD_TIMEOUT, KEEP_ALIVE, answer, linger};
+use crate::exchange::{Complete, End, Judgement, Outgoing, Patience, Upstream, exchange};
+use crate::http::{Answer, KEEP_ALIVE, answer, head_or_answer, linger};
 use crate::http1::{
     NewField, RequestEdits, RequestHead, RequestTarget, ResponseEdits, ResponseHead, Version,
     write_request_head, write_response_head,
@@ -97,16 +95,7 @@ async fn next_head(down: &mut Conn, worker: &Rc<Worker>, head: &mut RequestHead)
             () = worker.shared.drain.draining() => return None,
         }
     }
-    let error = match timeout(HEAD_TIMEOUT, read_request_head(down, head)).await {
-        Ok(Ok(read)) => return read,
-        Ok(Err(ReadError::Lost(_))) => return None,
-        Ok(Err(ReadError::Refused(refusal))) => Error::MalformedRequest(refusal),
-        Err(_) => Error::HeadTimeout,
-    };
-    telemetry::connection_error(worker, Direction::Outbound, &error);
-    answer(down, &error, OUTBOUND).await;
-    linger(down).await;
-    None
+    head_or_answer(down, worker, head, OUTBOUND).await
 }
 
 /// What later steps need to know of a request.
