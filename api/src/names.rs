@@ -8,16 +8,22 @@ pub const OUTBOUND_PORT: u16 = 15101;
 pub const CANARY_PORT: u16 = 15105;
 /// Redirected inbound connections to the pod arrive here.
 pub const INBOUND_PORT: u16 = 15106;
+/// Where the proxy performs the probes and hooks that the kubelet would otherwise make itself, on
+/// the pod's address, never redirected.
+pub const PROBE_PORT: u16 = 15107;
 /// `/metrics`, `/livez` and `/readyz` of the proxy, on the pod's address, never redirected.
 pub const METRICS_PORT: u16 = 15109;
 /// gRPC of the control plane: discovery and identity.
 pub const CONTROL_PLANE_PORT: u16 = 15112;
 /// Admin HTTP of the control plane.
 pub const CONTROL_PLANE_ADMIN_PORT: u16 = 15113;
+/// Admission webhooks of the control plane (HTTPS).
+pub const WEBHOOK_PORT: u16 = 15114;
 
 /// Ports of the proxy itself. A dial to one of them, from wherever, is refused unless the kernel
-/// delivers it directly (`METRICS_PORT`).
-pub const PROXY_PORTS: [u16; 4] = [OUTBOUND_PORT, CANARY_PORT, INBOUND_PORT, METRICS_PORT];
+/// delivers it directly (`METRICS_PORT`, `PROBE_PORT`).
+pub const PROXY_PORTS: [u16; 5] =
+    [OUTBOUND_PORT, CANARY_PORT, INBOUND_PORT, PROBE_PORT, METRICS_PORT];
 
 /// The uid every proxy runs as. Its traffic is exempt from redirection, so no container of the
 /// application may claim it.
@@ -47,6 +53,16 @@ pub const PROXY_CONTAINER: &str = "heddle-proxy";
 pub const INIT_CONTAINER: &str = "heddle-init";
 /// Group and version of our resources.
 pub const API_VERSION: &str = "heddle.io/v1alpha1";
+/// ConfigMap that the control plane keeps in every injected namespace: roots for proxies that start.
+pub const TRUST_BUNDLE_CONFIG_MAP: &str = "heddle-trust-bundle";
+/// Key of [`TRUST_BUNDLE_CONFIG_MAP`]: PEM certificates.
+pub const TRUST_BUNDLE_KEY: &str = "trust-bundle.pem";
+/// Audience of the service-account tokens that proxies present.
+pub const TOKEN_AUDIENCE: &str = "heddle";
+/// Field manager of everything the control plane writes.
+pub const FIELD_MANAGER: &str = "heddle";
+/// `controllerName` in the status of Gateway API routes.
+pub const CONTROLLER_NAME: &str = "heddle.io/mesh";
 /// Namespace and service account of the control plane.
 pub const CONTROL_PLANE_NAMESPACE: &str = "heddle-system";
 /// See [`CONTROL_PLANE_NAMESPACE`].
@@ -68,5 +84,5 @@ pub mod header {
 }
 
 /// What the proxy understands of the wire contract; sent in `Hello.level`. Raised whenever a
-/// resource gains a meaning that an older proxy would get wrong.
+/// resource gains a meaning that an older proxy would get wrong..
 pub const LEVEL: u32 = 1;

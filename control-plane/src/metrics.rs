@@ -108,6 +108,7 @@ pub fn kind_label(kind: ResourceType) -> &'static str {
         ResourceType::Endpoints => "endpoints",
         ResourceType::Split => "split",
         ResourceType::Policy => "policy",
+        ResourceType::Route => "route",
     }
 }
 

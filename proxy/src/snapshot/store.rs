@@ -195,7 +195,7 @@ fn decode(kind: ResourceType, resource: &v1::Resource) -> Result<Body, Invalid> 
         ResourceType::Endpoints => Body::Endpoints(endpoints(parse(body)?)?),
         ResourceType::Split => Body::Split(Arc::new(parse::<v1::Split>(body)?.try_into()?)),
         ResourceType::Policy => Body::Policy(Arc::new(parse::<v1::Policy>(body)?.try_into()?)),
-        ResourceType::Unspecified => {
+        ResourceType::Route | ResourceType::Unspecified => {
             return Err(Invalid {
                 reason: RejectionReason::UnknownType,
                 path: "type".into(),
