@@ -1,10 +1,17 @@
 //! AuthorizationPolicy: who may call the selected pods.
 
+use k8s_openapi::NamespaceResourceScope;
 use serde::{Deserialize, Serialize};
 
-use super::{Custom, PodsRef};
+use super::{Custom, CustomSpec, PodsRef};
 
 pub type AuthorizationPolicy = Custom<AuthorizationPolicySpec>;
+
+impl CustomSpec for AuthorizationPolicySpec {
+    type Scope = NamespaceResourceScope;
+    const KIND: &'static str = "AuthorizationPolicy";
+    const PLURAL: &'static str = "authorizationpolicies";
+}
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

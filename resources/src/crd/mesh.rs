@@ -1,10 +1,17 @@
 //! Mesh: settings of the whole mesh. Cluster-scoped, one object, named `default`.
 
+use k8s_openapi::ClusterResourceScope;
 use serde::{Deserialize, Serialize};
 
-use super::{Custom, TlsMode};
+use super::{Custom, CustomSpec, TlsMode};
 
 pub type Mesh = Custom<MeshSpec>;
+
+impl CustomSpec for MeshSpec {
+    type Scope = ClusterResourceScope;
+    const KIND: &'static str = "Mesh";
+    const PLURAL: &'static str = "meshes";
+}
 
 /// What is in force when no Mesh object exists, field by field, is this type's `Default`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

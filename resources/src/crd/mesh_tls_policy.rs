@@ -1,10 +1,17 @@
 //! MeshTLSPolicy: Strict or Permissive, for a namespace, for pods, or for ports of them.
 
+use k8s_openapi::NamespaceResourceScope;
 use serde::{Deserialize, Serialize};
 
-use super::{Custom, PodsRef, TlsMode};
+use super::{Custom, CustomSpec, PodsRef, TlsMode};
 
 pub type MeshTLSPolicy = Custom<MeshTLSPolicySpec>;
+
+impl CustomSpec for MeshTLSPolicySpec {
+    type Scope = NamespaceResourceScope;
+    const KIND: &'static str = "MeshTLSPolicy";
+    const PLURAL: &'static str = "meshtlspolicies";
+}
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

@@ -1,10 +1,17 @@
 //! TrafficPolicy: how calls to one Service are timed, retried, protected and balanced.
 
+use k8s_openapi::NamespaceResourceScope;
 use serde::{Deserialize, Serialize};
 
-use super::{Custom, Duration};
+use super::{Custom, CustomSpec, Duration};
 
 pub type TrafficPolicy = Custom<TrafficPolicySpec>;
+
+impl CustomSpec for TrafficPolicySpec {
+    type Scope = NamespaceResourceScope;
+    const KIND: &'static str = "TrafficPolicy";
+    const PLURAL: &'static str = "trafficpolicies";
+}
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

@@ -1,10 +1,17 @@
 //! TrafficSplit: the callers of one Service are divided over backends by weight.
 
+use k8s_openapi::NamespaceResourceScope;
 use serde::{Deserialize, Serialize};
 
-use super::{Custom, Selector};
+use super::{Custom, CustomSpec, Selector};
 
 pub type TrafficSplit = Custom<TrafficSplitSpec>;
+
+impl CustomSpec for TrafficSplitSpec {
+    type Scope = NamespaceResourceScope;
+    const KIND: &'static str = "TrafficSplit";
+    const PLURAL: &'static str = "trafficsplits";
+}
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -12,6 +19,15 @@ pub struct TrafficSplitSpec {
     /// The Service whose callers are split, in the split's own namespace.
     pub service: String,
     pub backends: Vec<Backend>,
+}
+
+impl TrafficSplitSpec {
+    /// The weights in the order of the backends, as people say them: `95/5`.
+    #[must_use]
+    pub fn weights(&self) -> String {
+        let weights: Vec<_> = self.backends.iter().map(|b| b.weight.to_string()).collect();
+        weights.join("/")
+    }
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
