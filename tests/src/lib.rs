@@ -2,6 +2,7 @@
 
 pub mod app;
 pub mod capture;
+pub mod cluster;
 pub mod demo;
 pub mod faults;
 pub mod lab;
