@@ -4,6 +4,7 @@ pub mod app;
 pub mod capture;
 pub mod cluster;
 pub mod demo;
+pub mod echo;
 pub mod faults;
 pub mod lab;
 pub mod load;
