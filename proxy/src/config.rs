@@ -13,11 +13,13 @@ use std::time::Duration;
 use heddle_api::identity;
 use heddle_api::names;
 
+use crate::control_plane;
+
 /// What the sidecar was told at start. Immutable from then on.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// gRPC of the control plane.
-    pub control_plane: SocketAddr,
+    pub control_plane: control_plane::Address,
     /// The authority whose identities are believed.
     pub trust_domain: Arc<str>,
     /// The pod's namespace.
@@ -115,7 +117,7 @@ impl Config {
     /// Every mistake in them.
     pub fn parse(variables: impl IntoIterator<Item = (String, String)>) -> Result<Self, Invalid> {
         let mut raw = RawConfig::new(variables);
-        let control_plane = raw.required("HEDDLE_CONTROL_PLANE", address);
+        let control_plane = raw.required("HEDDLE_CONTROL_PLANE", control_plane);
         let trust_domain = raw.required("HEDDLE_TRUST_DOMAIN", trust_domain);
         let namespace = raw.required("HEDDLE_NAMESPACE", label);
         let pod = raw.required("HEDDLE_POD", subdomain);
@@ -257,6 +259,10 @@ fn any(port: u16) -> SocketAddr {
     (Ipv6Addr::UNSPECIFIED, port).into()
 }
 
+fn control_plane(value: &str) -> Result<control_plane::Address, &'static str> {
+    value.parse()
+}
+
 fn address(value: &str) -> Result<SocketAddr, &'static str> {
     value.parse().map_err(|_| "IP:PORT, for instance 10.0.0.1:15112 or [fd00::1]:15112")
 }
@@ -373,9 +379,9 @@ mod tests {
     #[test]
     fn every_mistake_names_variable_value_and_what_to_write() {
         for (name, value, instead) in [
-            ("HEDDLE_CONTROL_PLANE", "control-plane:15112", "IP:PORT"),
-            ("HEDDLE_CONTROL_PLANE", "10.0.0.1", "IP:PORT"),
-            ("HEDDLE_CONTROL_PLANE", "", "IP:PORT"),
+            ("HEDDLE_CONTROL_PLANE", "control_plane:15112", "HOST:PORT or IP:PORT"),
+            ("HEDDLE_CONTROL_PLANE", "control-plane", "HOST:PORT or IP:PORT"),
+            ("HEDDLE_CONTROL_PLANE", "", "heddle-control-plane.heddle-system.svc:15112"),
             ("HEDDLE_TRUST_DOMAIN", "Cluster.Local", "cluster.local"),
             ("HEDDLE_NAMESPACE", "a.b", "namespace"),
             ("HEDDLE_POD", "-web", "object's name"),
@@ -412,7 +418,7 @@ mod tests {
         let message =
             Config::parse([("HEDDLE_THREADS".to_owned(), "x".to_owned())]).unwrap_err().to_string();
         assert!(message.starts_with("5 mistakes"), "{message}");
-        assert!(message.contains("HEDDLE_CONTROL_PLANE is not set: write IP:PORT"), "{message}");
+        assert!(message.contains("HEDDLE_CONTROL_PLANE is not set: write HOST:PORT"), "{message}");
         assert!(message.contains("HEDDLE_POD is not set"), "{message}");
     }
 

@@ -234,9 +234,11 @@ impl Client {
     /// One stream, top to bottom: hello, then sets, subscriptions and orders until it ends.
     async fn stream(&mut self) -> Result<std::convert::Infallible, End> {
         let credentials = self.valid_credentials().await;
-        let bundle = credentials.bundle();
-        let connected =
-            control_plane::connect(self.config.control_plane, bundle, Some(&credentials)).await;
+        // The file counts here, too: a control plane whose roots were all replaced while this proxy
+        // could not hear of it is met again as at the start.
+        let bundle = identity::with_file(&self.config, credentials.bundle());
+        let own = Some(&*credentials);
+        let connected = control_plane::connect(&self.config.control_plane, &bundle, own).await;
         let channel = connected.map_err(End::Connect)?;
         let (outgoing, sent) = mpsc::channel(32);
         let outgoing = Outgoing(outgoing);

@@ -320,7 +320,7 @@ impl Service {
 async fn fetch(config: &Config, current: Option<&Arc<TrustBundle>>) -> Result<Credentials, Error> {
     let token = read_token(config)?;
     let trusted = trusted_roots(config, current)?;
-    let channel = control_plane::connect(config.control_plane, &trusted, None)
+    let channel = control_plane::connect(&config.control_plane, &trusted, None)
         .await
         .map_err(Error::ControlPlane)?;
     let (key, csr) = make_request().map_err(Error::Key)?;
@@ -375,23 +375,29 @@ fn read_token(config: &Config) -> Result<String, Error> {
     }
 }
 
-/// Read again each time: an operator may have replaced the file. What the control plane pushed
-/// counts too, since a rotation may have passed the file by.
+/// What the control plane must chain to. The file is read again each time: an operator may have
+/// replaced it. What the control plane pushed counts too, since a rotation may have passed the file
+/// by.
 fn trusted_roots(
     config: &Config,
     current: Option<&Arc<TrustBundle>>,
 ) -> Result<Arc<TrustBundle>, Error> {
-    let path = &config.trust_bundle_file;
-    let from_file = read(path, MAX_BUNDLE).and_then(|pem| {
-        TrustBundle::from_pem(Arc::clone(&config.trust_domain), &pem)
-            .map_err(|error| Error::BundleFile(path.clone(), error))
-    });
-    match (from_file, current) {
-        (Ok(file), Some(current)) => Ok(Arc::new(current.union(&file))),
-        (Ok(file), None) => Ok(Arc::new(file)),
-        (Err(_), Some(current)) => Ok(Arc::clone(current)),
-        (Err(error), None) => Err(error),
+    match current {
+        Some(current) => Ok(with_file(config, current)),
+        None => read_bundle(config).map(Arc::new),
     }
+}
+
+/// `current` and the roots in the file; `current` alone when the file cannot be used.
+pub(crate) fn with_file(config: &Config, current: &Arc<TrustBundle>) -> Arc<TrustBundle> {
+    read_bundle(config).map_or_else(|_| Arc::clone(current), |file| Arc::new(current.union(&file)))
+}
+
+fn read_bundle(config: &Config) -> Result<TrustBundle, Error> {
+    let path = &config.trust_bundle_file;
+    let pem = read(path, MAX_BUNDLE)?;
+    TrustBundle::from_pem(Arc::clone(&config.trust_domain), &pem)
+        .map_err(|error| Error::BundleFile(path.clone(), error))
 }
 
 /// Small local files on the control thread: an asynchronous read would cost a thread for nothing.

@@ -14,6 +14,8 @@ use heddle_runtime::telemetry::{self, Format};
 
 /// Answers come at once, but for a renewal.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// One for certificates, one for discovery.
+const LOOKUP_THREADS: usize = 2;
 
 /// The sidecar of the Heddle service mesh. Configured by HEDDLE_* variables.
 #[derive(Parser)]
@@ -57,8 +59,20 @@ fn main() -> ExitCode {
     })
 }
 
-#[tokio::main(flavor = "current_thread")]
-async fn run() -> anyhow::Result<ExitCode> {
+fn run() -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        // Only names are looked up there, and a resolver that does not answer must not gather them.
+        .max_blocking_threads(LOOKUP_THREADS)
+        .build()
+        .context("no runtime can be made")?;
+    let code = runtime.block_on(serve());
+    // A lookup that hangs is not worth waiting for.
+    runtime.shutdown_background();
+    code
+}
+
+async fn serve() -> anyhow::Result<ExitCode> {
     let config = Config::from_env()?;
     let format = match config.log_format {
         LogFormat::Plain => Format::Plain,

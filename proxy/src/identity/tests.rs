@@ -84,7 +84,7 @@ async fn serve(listener: TcpListener, own: Credentials, issuer: Issuer) {
 fn config(control_plane: SocketAddr, files: &tempfile::TempDir) -> Arc<Config> {
     let any = "127.0.0.1:0".parse().unwrap();
     Arc::new(Config {
-        control_plane,
+        control_plane: control_plane::Address::Ip(control_plane),
         trust_domain: "cluster.local".into(),
         namespace: "shop".into(),
         pod: "web-1".into(),
