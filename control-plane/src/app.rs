@@ -1,51 +1,62 @@
 //! Builds every part and spawns every long-lived task. `main` calls it, and so do tests.
+//!
+//! What is the same for every source is here; `app/files.rs` and `kubernetes.rs` add what is theirs.
 
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use heddle_runtime::admin::{Admin, Readiness};
 use heddle_runtime::drain::{self, Drained};
 use heddle_runtime::telemetry::LevelHandle;
 use prometheus::Registry;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::admin::Dumps;
-use crate::authn::{self, TokenKey};
+use crate::authn::TokenKey;
 use crate::ca::Authority;
-use crate::ca::bundle::{self, Bundle};
+use crate::ca::bundle::Bundle;
 use crate::catalog::Catalog;
-use crate::config::Config;
-use crate::control::{self, Control};
+use crate::config::{Config, Source};
 use crate::discovery::fleet::Fleet;
 use crate::discovery::{self, STALL_LIMIT, Server};
 use crate::error::Error;
-use crate::files;
-use crate::indexing;
+use crate::kubernetes;
 use crate::metrics::Metrics;
 use crate::served::{self, Served};
-use crate::state;
 use crate::version::Versions;
 
-/// Readings of the source that wait to be applied; more would only be older news.
-const BATCH_QUEUE: usize = 16;
+pub(crate) mod files;
 
-/// A control plane that is not serving yet: what its source needs, and the rest.
+/// Readings of the source that wait to be applied; more would only be older news.
+pub(crate) const BATCH_QUEUE: usize = 16;
+
+/// A control plane that is not serving yet.
 pub struct App {
-    config: Config,
-    registry: Registry,
-    metrics: Metrics,
-    versions: Versions,
+    pub(crate) config: Config,
+    pub(crate) registry: Registry,
+    pub(crate) metrics: Metrics,
+    pub(crate) gates: Gates,
+    pub(crate) drain: drain::Watch,
     stall_limit: Duration,
     signal: drain::Signal,
-    drain: drain::Watch,
-    /// Held as long as the process: two control planes on one state directory would hand out the
-    /// same versions.
-    lock: File,
+}
+
+/// What a source brings to the server.
+pub(crate) struct Sourced {
+    pub(crate) catalog: watch::Receiver<Option<Catalog>>,
+    pub(crate) versions: Versions,
+    pub(crate) trust: Trust,
+}
+
+/// Who may have a certificate, who signs it, and whom everybody trusts.
+pub(crate) struct Trust {
+    pub(crate) authority: Arc<Authority>,
+    pub(crate) bundle: watch::Receiver<Arc<Bundle>>,
+    pub(crate) token_key: watch::Receiver<TokenKey>,
 }
 
 /// A control plane that serves.
@@ -53,8 +64,10 @@ pub struct App {
 pub struct Handle {
     pub addresses: Addresses,
     pub fleet: Fleet,
+    pub served: watch::Receiver<Option<Served>>,
     signal: drain::Signal,
-    _lock: File,
+    /// Held as long as the process, by a source whose state only one may use.
+    lock: Option<File>,
 }
 
 /// Where it listens.
@@ -65,37 +78,30 @@ pub struct Addresses {
 }
 
 impl App {
-    /// Reads what must be there before anything else.
+    /// Makes what needs no source.
     ///
     /// # Errors
-    /// When the state directory cannot be used.
+    /// When a metric is registered twice.
     pub fn new(config: Config) -> Result<Self, Error> {
         // May be installed already, by tests that start several in one process.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let registry = Registry::new();
         let metrics = Metrics::register(&registry)?;
-        state::create_dir(&config.state_dir, 0o755)?;
-        let lock = lock(&config.state_dir.join("lock"))?;
-        let path = config.state_dir.join("version");
-        let versions = Versions::open(path, metrics.version_write_failures.clone())?;
         let (signal, drain) = drain::channel();
-        let stall_limit = STALL_LIMIT;
-        Ok(Self { config, registry, metrics, versions, stall_limit, signal, drain, lock })
+        let gates = Gates::new(drain.clone());
+        Ok(Self { config, registry, metrics, gates, drain, stall_limit: STALL_LIMIT, signal })
     }
 
-    /// Starts everything: reads the directory, compiles it, serves it.
+    /// Starts everything: reads the source, compiles it, serves it.
     ///
     /// # Errors
-    /// When the state directory or the authority cannot be used, or an address is taken.
+    /// When the source or the authority cannot be used, or an address is taken.
     pub async fn start(config: Config, level: Option<LevelHandle>) -> Result<Handle, Error> {
         let app = Self::new(config)?;
-        let (batches, read) = mpsc::channel(BATCH_QUEUE);
-        let (compiled, catalog) = watch::channel(None);
-        let failures = app.metrics.source_errors.with_label_values(&["files"]);
-        let versions = app.versions.clone();
-        tokio::spawn(files::run(app.config.dir.clone(), batches, failures));
-        tokio::spawn(indexing::run(read, compiled, move || versions.next()));
-        app.serve(catalog, level).await
+        match app.config.source.clone() {
+            Source::Files(settings) => files::start(app, settings, level).await,
+            Source::Kubernetes(settings) => kubernetes::start(app, settings).await,
+        }
     }
 
     /// Cuts proxies that do not read after this instead of the default.
@@ -104,59 +110,43 @@ impl App {
         Self { stall_limit, ..self }
     }
 
-    /// Serves what `catalog` says, from the first that is not `None`.
+    /// Serves what the catalog says, from the first that is not `None`.
     ///
     /// # Errors
-    /// When the authority cannot be opened or an address is taken.
-    pub async fn serve(
-        self,
-        catalog: watch::Receiver<Option<Catalog>>,
-        level: Option<LevelHandle>,
-    ) -> Result<Handle, Error> {
+    /// When an address is taken.
+    pub(crate) async fn serve(self, sourced: Sourced) -> Result<Handle, Error> {
+        let Sourced { catalog, versions, trust } = sourced;
         let config = &self.config;
-        let now = SystemTime::now();
-        let authority =
-            Authority::open(&config.authority, &config.state_dir, config.leaf_lifetime, now)?;
-        record_expiry(&self.metrics, &authority);
+        record_expiry(&self.metrics, &trust.authority);
         let discovery_listener = discovery::bind(config.listen).await?;
         let admin_listener = bind_admin(config.admin).await?;
-        let control_listener = control::bind(&config.state_dir)?;
         let addresses = Addresses {
             discovery: discovery_listener.local_addr().unwrap_or(config.listen),
             admin: admin_listener.local_addr().unwrap_or(config.admin),
         };
 
-        let bundle = self.keep_bundle(&authority);
-        let served = self.join(catalog, bundle);
-        let token_key = self.keep_token_key();
+        let served = self.join(catalog, trust.bundle, &versions);
         let tls = watch::Sender::new(None);
         let fleet = Fleet::default();
-        let dumps = Dumps { served: served.clone(), fleet: fleet.clone() };
-
-        let ready = watch::Sender::new(Readiness::default());
-        let admin = Admin {
-            ready: ready.subscribe(),
-            registry: self.registry.clone(),
-            extra: dumps.clone().router(),
-        };
-        let configured = tls.subscribe();
-        tokio::spawn(watch_readiness(
-            ready,
-            served.clone(),
-            token_key.clone(),
-            configured,
-            self.drain.clone(),
-        ));
-        tokio::spawn(heddle_runtime::admin::serve(admin_listener, admin, self.drain.clone()));
-        let control = Control { dumps, versions: self.versions.clone(), level };
-        let drain = self.drain.clone();
-        tokio::spawn(async move {
-            control::serve(control_listener, control, drain.aborted()).await;
+        self.gates.follow("sources", served.clone(), |served| {
+            served.is_none().then(|| "not read yet".to_owned())
         });
+        self.gates.follow("server-certificate", tls.subscribe(), |tls| {
+            tls.is_none().then(|| "not issued yet".to_owned())
+        });
+        self.gates.follow("token-key", trust.token_key.clone(), |key| key.clone().err());
+
+        let admin = Admin {
+            ready: self.gates.ready.subscribe(),
+            registry: self.registry.clone(),
+            extra: Dumps { served: served.clone(), fleet: fleet.clone() }.router(),
+        };
+        tokio::spawn(heddle_runtime::admin::serve(admin_listener, admin, self.drain.clone()));
         let server = Server {
-            authority: Arc::new(authority),
-            served,
-            token_key,
+            authority: trust.authority,
+            served: served.clone(),
+            known: versions.known(),
+            token_key: trust.token_key,
             fleet: fleet.clone(),
             metrics: self.metrics.clone(),
             csr_per_minute: config.csr_per_minute,
@@ -167,44 +157,21 @@ impl App {
         };
         tokio::spawn(server.run(discovery_listener));
         tracing::info!(discovery = %addresses.discovery, admin = %addresses.admin, "serving");
-        Ok(Handle { addresses, fleet, signal: self.signal, _lock: self.lock })
-    }
-
-    fn keep_bundle(&self, authority: &Authority) -> watch::Receiver<Arc<Bundle>> {
-        let first = Bundle::new(authority.roots(), &self.versions);
-        let (bundle, receiver) = watch::channel(Arc::new(first));
-        let keeper = bundle::Keeper {
-            own: authority.roots().to_vec(),
-            extra: self.config.state_dir.join("ca/extra-roots.pem"),
-            out: self.config.trust_bundle_out.clone(),
-            versions: self.versions.clone(),
-            metrics: self.metrics.clone(),
-            bundle,
-        };
-        let drain = self.drain.clone();
-        tokio::spawn(async move { keeper.run(drain.aborted()).await });
-        receiver
+        Ok(Handle { addresses, fleet, served, signal: self.signal, lock: None })
     }
 
     fn join(
         &self,
         catalog: watch::Receiver<Option<Catalog>>,
         bundle: watch::Receiver<Arc<Bundle>>,
+        versions: &Versions,
     ) -> watch::Receiver<Option<Served>> {
         let (sender, receiver) = watch::channel(None);
-        let (floor, metrics) = (self.versions.floor(), self.metrics.clone());
+        let (floor, metrics) = (versions.floor(), self.metrics.clone());
         let drain = self.drain.clone();
         tokio::spawn(async move {
             served::run(catalog, bundle, floor, sender, metrics, drain.aborted()).await;
         });
-        receiver
-    }
-
-    fn keep_token_key(&self) -> watch::Receiver<TokenKey> {
-        let (sender, receiver) = watch::channel(Err("not read yet".to_owned()));
-        let path = self.config.token_key_file.clone();
-        let drain = self.drain.clone();
-        tokio::spawn(async move { authn::watch_token_key(path, sender, drain.aborted()).await });
         receiver
     }
 }
@@ -212,70 +179,67 @@ impl App {
 impl Handle {
     /// Tells proxies to go elsewhere, lets streams end, and ends what is left after `deadline`.
     pub async fn shutdown(self, deadline: Duration) -> Drained {
-        self.signal.finish(deadline).await
+        let drained = self.signal.finish(deadline).await;
+        drop(self.lock);
+        drained
     }
 }
 
-/// Follows everything that stands between the process and being ready.
-async fn watch_readiness(
+/// What stands between the process and being ready. Each part holds its own gate; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Gates {
     ready: watch::Sender<Readiness>,
-    mut served: watch::Receiver<Option<Served>>,
-    mut token_key: watch::Receiver<TokenKey>,
-    mut tls: watch::Receiver<Option<Arc<rustls::ServerConfig>>>,
     drain: drain::Watch,
-) {
-    loop {
-        let mut next = Readiness::default();
-        if served.borrow_and_update().is_none() {
-            next.block("sources", "not read yet");
-        }
-        if let Err(problem) = &*token_key.borrow_and_update() {
-            next.block("token-key", problem.clone());
-        }
-        if tls.borrow_and_update().is_none() {
-            next.block("server-certificate", "not issued yet");
-        }
-        if drain.is_draining() {
-            next.block("drain", "the process is ending");
-        }
-        ready.send_if_modified(|current| {
-            let changed = *current != next;
-            *current = next;
-            changed
+}
+
+impl Gates {
+    fn new(drain: drain::Watch) -> Self {
+        let gates = Self { ready: watch::Sender::default(), drain };
+        let ending = gates.clone();
+        tokio::spawn(async move {
+            ending.drain.draining().await;
+            ending.set("drain", Some("the process is ending".to_owned()));
         });
-        let drained = async {
-            if drain.is_draining() {
-                std::future::pending::<()>().await;
+        gates
+    }
+
+    /// Blocks `part` for as long as `problem` says why. Blocked, if so, when this returns.
+    pub fn follow<T: Send + Sync + 'static>(
+        &self,
+        part: &'static str,
+        mut state: watch::Receiver<T>,
+        problem: impl Fn(&T) -> Option<String> + Send + 'static,
+    ) {
+        let first = problem(&state.borrow_and_update());
+        self.set(part, first);
+        let gates = self.clone();
+        tokio::spawn(async move {
+            loop {
+                let changed = tokio::select! {
+                    changed = state.changed() => changed,
+                    () = gates.drain.aborted() => return,
+                };
+                // Its task has ended, as it does at the end of the process: what it said last holds.
+                if changed.is_err() {
+                    return;
+                }
+                let now = problem(&state.borrow_and_update());
+                gates.set(part, now);
             }
-            drain.draining().await;
-        };
-        let changed = tokio::select! {
-            changed = served.changed() => changed,
-            changed = token_key.changed() => changed,
-            changed = tls.changed() => changed,
-            () = drained => Ok(()),
-            () = drain.aborted() => return,
-        };
-        if changed.is_err() {
-            return;
-        }
+        });
+    }
+
+    fn set(&self, part: &'static str, problem: Option<String>) {
+        self.ready.send_if_modified(|ready| match problem {
+            Some(problem) => ready.block(part, problem),
+            None => ready.clear(part),
+        });
     }
 }
 
 async fn bind_admin(address: SocketAddr) -> Result<TcpListener, Error> {
     let listen = |source| Error::Listen { purpose: "admin", address, source };
     TcpListener::bind(address).await.map_err(listen)
-}
-
-fn lock(path: &Path) -> Result<File, Error> {
-    let file = File::create(path).map_err(Error::file("create", path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => {
-            Err(Error::content(path, "another control plane runs on this state directory"))
-        }
-        Err(TryLockError::Error(error)) => Err(Error::file("lock", path)(error)),
-    }
 }
 
 fn record_expiry(metrics: &Metrics, authority: &Authority) {

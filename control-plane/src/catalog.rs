@@ -183,7 +183,7 @@ impl Catalog {
         }
     }
 
-    /// Raised by one with every catalog that differs from the one before.
+    /// Never below that of the catalog before.
     #[must_use]
     pub fn version(&self) -> Version {
         self.version

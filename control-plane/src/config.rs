@@ -7,6 +7,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use heddle_api::identity::{is_label, is_subdomain};
+use heddle_api::names::{CONTROL_PLANE_NAMESPACE, CONTROL_PLANE_SERVICE_ACCOUNT, WEBHOOK_PORT};
 use heddle_runtime::telemetry;
 
 use crate::error::Error;
@@ -62,7 +64,7 @@ pub enum Verb {
 /// What was written, unchecked.
 #[derive(Debug, Default, Args)]
 pub struct RawConfig {
-    /// Where the cluster is read from: "files".
+    /// Where the cluster is read from: "files" or "kubernetes".
     #[arg(long, env = "HEDDLE_SOURCE", default_value = "files")]
     pub source: String,
     /// Directory of YAML files (source "files").
@@ -102,6 +104,31 @@ pub struct RawConfig {
     /// Certificates a pod may ask for in a minute. [default: 5, more for short lives]
     #[arg(long, env = "HEDDLE_CSR_PER_MINUTE")]
     pub csr_per_minute: Option<String>,
+    /// Own namespace: lease, trust root and webhook certificate are there (source "kubernetes").
+    /// [default: heddle-system]
+    #[arg(long, env = "HEDDLE_NAMESPACE")]
+    pub namespace: Option<String>,
+    /// Own pod's name: one replica is told from another by it (source "kubernetes").
+    #[arg(long, env = "HEDDLE_POD")]
+    pub pod: Option<String>,
+    /// The Service of all replicas (source "kubernetes"). [default: heddle-control-plane]
+    #[arg(long, env = "HEDDLE_SERVICE")]
+    pub service: Option<String>,
+    /// Address for admission webhooks, HTTPS (source "kubernetes"). [default: [::]:15114]
+    #[arg(long, env = "HEDDLE_WEBHOOK_LISTEN")]
+    pub webhook_listen: Option<String>,
+    /// How to reach the API server, when not by the pod's service account (source "kubernetes").
+    #[arg(long, env = "HEDDLE_KUBECONFIG")]
+    pub kubeconfig: Option<PathBuf>,
+    /// A leader that has not renewed for this long is succeeded (source "kubernetes"). [default: 15s]
+    #[arg(long, env = "HEDDLE_LEASE_DURATION")]
+    pub lease_duration: Option<String>,
+    /// A leader that cannot renew for this long steps down (source "kubernetes"). [default: 10s]
+    #[arg(long, env = "HEDDLE_LEASE_RENEW")]
+    pub lease_renew: Option<String>,
+    /// Between two looks at the lease (source "kubernetes"). [default: 2s]
+    #[arg(long, env = "HEDDLE_LEASE_RETRY")]
+    pub lease_retry: Option<String>,
     /// How long streams may take to end when the process is told to.
     #[arg(long, env = "HEDDLE_DRAIN_TIMEOUT", default_value = "5s")]
     pub drain_timeout: String,
@@ -116,19 +143,55 @@ pub struct RawConfig {
 /// What the process runs with.
 #[derive(Debug, Clone)]
 pub struct Config {
-    pub dir: PathBuf,
+    pub source: Source,
     pub listen: SocketAddr,
     pub admin: SocketAddr,
-    pub state_dir: PathBuf,
-    pub token_key_file: PathBuf,
-    pub trust_bundle_out: PathBuf,
-    pub authority: AuthoritySource,
     pub leaf_lifetime: Duration,
     pub stream_age: Duration,
     pub csr_per_minute: u32,
     pub drain_timeout: Duration,
     pub log_format: telemetry::Format,
     pub log: String,
+}
+
+/// Where the cluster is read from, and what that source needs.
+#[derive(Debug, Clone)]
+pub enum Source {
+    Files(Files),
+    Kubernetes(Kubernetes),
+}
+
+/// A directory of YAML files.
+#[derive(Debug, Clone)]
+pub struct Files {
+    pub dir: PathBuf,
+    pub state_dir: PathBuf,
+    pub token_key_file: PathBuf,
+    pub trust_bundle_out: PathBuf,
+    pub authority: AuthoritySource,
+}
+
+/// An API server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kubernetes {
+    pub namespace: String,
+    pub pod: String,
+    pub service: String,
+    pub webhook_listen: SocketAddr,
+    /// `None`: by the service account of the pod this process runs in.
+    pub kubeconfig: Option<PathBuf>,
+    pub lease: LeaseTimes,
+}
+
+/// How leadership is held: `duration` > `renew` > `retry`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LeaseTimes {
+    /// Others succeed a leader that was not seen to renew for this long.
+    pub duration: Duration,
+    /// A leader that could not renew for this long steps down by itself.
+    pub renew: Duration,
+    /// Between two attempts.
+    pub retry: Duration,
 }
 
 /// Where the issuing certificate comes from.
@@ -147,17 +210,15 @@ impl RawConfig {
     /// Lists every mistake, each with what to write instead.
     pub fn check(self) -> Result<Config, Error> {
         let mut mistakes = Mistakes::default();
-        if self.source != "files" {
-            mistakes.add(format!("--source is \"{}\"; write \"files\"", self.source));
-        }
-        let dir = self.dir.unwrap_or_else(|| {
-            mistakes.add("--dir is missing; write the directory of YAML files".to_owned());
-            PathBuf::new()
-        });
-        if !dir.as_os_str().is_empty() && !dir.is_dir() {
-            mistakes.add(format!("--dir is \"{}\", which is no directory", dir.display()));
-        }
-        let state_dir = self.state_dir.unwrap_or_else(|| dir.join(".state"));
+        let source = match self.source.as_str() {
+            "files" => Source::Files(self.files(&mut mistakes)),
+            "kubernetes" => Source::Kubernetes(self.kubernetes(&mut mistakes)),
+            other => {
+                let message = format!("--source is \"{other}\"; write \"files\" or \"kubernetes\"");
+                mistakes.add(message);
+                Source::Kubernetes(self.kubernetes(&mut Mistakes::default()))
+            }
+        };
         let leaf_lifetime = mistakes.duration("--leaf-lifetime", &self.leaf_lifetime);
         if !(LEAF_LIFETIME_MIN..=LEAF_LIFETIME_MAX).contains(&leaf_lifetime) {
             mistakes.add(format!(
@@ -174,13 +235,9 @@ impl RawConfig {
             Some(text) => mistakes.parse("--csr-per-minute", text, 1..=60_000, "1 to 60000"),
         };
         let config = Config {
+            source,
             listen: mistakes.address("--listen", &self.listen),
             admin: mistakes.address("--admin", &self.admin),
-            token_key_file: self.token_key_file.unwrap_or_else(|| state_dir.join("token.key")),
-            trust_bundle_out: self
-                .trust_bundle_out
-                .unwrap_or_else(|| state_dir.join("trust-bundle.pem")),
-            authority: mistakes.authority(self.ca_root, self.ca_intermediate, self.ca_key),
             leaf_lifetime,
             stream_age,
             csr_per_minute,
@@ -190,10 +247,104 @@ impl RawConfig {
                 telemetry::Format::Plain
             }),
             log: self.log,
-            dir,
-            state_dir,
         };
         if mistakes.0.is_empty() { Ok(config) } else { Err(Error::Config(mistakes.0)) }
+    }
+
+    fn files(&self, mistakes: &mut Mistakes) -> Files {
+        mistakes.refuse_with(
+            "files",
+            &[
+                ("--namespace", self.namespace.is_some()),
+                ("--pod", self.pod.is_some()),
+                ("--service", self.service.is_some()),
+                ("--webhook-listen", self.webhook_listen.is_some()),
+                ("--kubeconfig", self.kubeconfig.is_some()),
+                ("--lease-duration", self.lease_duration.is_some()),
+                ("--lease-renew", self.lease_renew.is_some()),
+                ("--lease-retry", self.lease_retry.is_some()),
+            ],
+        );
+        let dir = self.dir.clone().unwrap_or_else(|| {
+            mistakes.add("--dir is missing; write the directory of YAML files".to_owned());
+            PathBuf::new()
+        });
+        if !dir.as_os_str().is_empty() && !dir.is_dir() {
+            mistakes.add(format!("--dir is \"{}\", which is no directory", dir.display()));
+        }
+        let state_dir = self.state_dir.clone().unwrap_or_else(|| dir.join(".state"));
+        let beside =
+            |path: &Option<PathBuf>, name| path.clone().unwrap_or_else(|| state_dir.join(name));
+        Files {
+            token_key_file: beside(&self.token_key_file, "token.key"),
+            trust_bundle_out: beside(&self.trust_bundle_out, "trust-bundle.pem"),
+            authority: mistakes.authority(
+                self.ca_root.clone(),
+                self.ca_intermediate.clone(),
+                self.ca_key.clone(),
+            ),
+            dir,
+            state_dir,
+        }
+    }
+
+    fn kubernetes(&self, mistakes: &mut Mistakes) -> Kubernetes {
+        mistakes.refuse_with(
+            "kubernetes",
+            &[
+                ("--dir", self.dir.is_some()),
+                ("--state-dir", self.state_dir.is_some()),
+                ("--token-key-file", self.token_key_file.is_some()),
+                ("--trust-bundle-out", self.trust_bundle_out.is_some()),
+                ("--ca-root", self.ca_root.is_some()),
+                ("--ca-intermediate", self.ca_intermediate.is_some()),
+                ("--ca-key", self.ca_key.is_some()),
+            ],
+        );
+        let text = |given: &Option<String>, or: &str| given.as_deref().unwrap_or(or).to_owned();
+        let namespace = text(&self.namespace, CONTROL_PLANE_NAMESPACE);
+        mistakes.label("--namespace", &namespace);
+        let service = text(&self.service, CONTROL_PLANE_SERVICE_ACCOUNT);
+        mistakes.label("--service", &service);
+        let pod = self.pod.clone().unwrap_or_default();
+        if !is_subdomain(&pod) {
+            let message = "write this pod's own name (fieldRef metadata.name)";
+            mistakes.add(match &self.pod {
+                None => format!("--pod is missing; {message}"),
+                Some(pod) => format!("--pod is \"{pod}\"; {message}"),
+            });
+        }
+        let webhook = text(&self.webhook_listen, &format!("[::]:{WEBHOOK_PORT}"));
+        Kubernetes {
+            namespace,
+            pod,
+            service,
+            webhook_listen: mistakes.address("--webhook-listen", &webhook),
+            kubeconfig: self.kubeconfig.clone(),
+            lease: self.lease(mistakes),
+        }
+    }
+
+    fn lease(&self, mistakes: &mut Mistakes) -> LeaseTimes {
+        let before = mistakes.0.len();
+        let mut time = |option, given: &Option<String>, or| {
+            mistakes.duration(option, given.as_deref().unwrap_or(or))
+        };
+        let lease = LeaseTimes {
+            duration: time("--lease-duration", &self.lease_duration, "15s"),
+            renew: time("--lease-renew", &self.lease_renew, "10s"),
+            retry: time("--lease-retry", &self.lease_retry, "2s"),
+        };
+        // A leader must have stepped down before anybody may succeed it.
+        let is_ordered = lease.duration > lease.renew && lease.renew > lease.retry;
+        if mistakes.0.len() == before && (!is_ordered || lease.duration < Duration::from_secs(1)) {
+            mistakes.add(
+                "--lease-duration, --lease-renew and --lease-retry must each be longer than the \
+                 next, and the first 1s or more; write for instance 15s, 10s and 2s"
+                    .to_owned(),
+            );
+        }
+        lease
     }
 }
 
@@ -216,6 +367,21 @@ impl Mistakes {
             self.add(format!("{option} is \"{text}\"; write for instance \"[::]:15112\""));
             SocketAddr::from(([0, 0, 0, 0], 0))
         })
+    }
+
+    /// Refuses options that mean nothing to this source, so that none is ignored.
+    fn refuse_with(&mut self, source: &str, options: &[(&str, bool)]) {
+        for (option, _) in options.iter().filter(|(_, is_given)| *is_given) {
+            self.add(format!("{option} has no meaning with --source {source}; remove it"));
+        }
+    }
+
+    fn label(&mut self, option: &str, name: &str) {
+        if !is_label(name) {
+            self.add(format!(
+                "{option} is \"{name}\"; write a name of 1 to 63 of a-z, 0-9 and \"-\""
+            ));
+        }
     }
 
     fn duration(&mut self, option: &str, text: &str) -> Duration {
@@ -290,10 +456,62 @@ mod tests {
         let config = raw(&["--dir", dir.path().to_str().unwrap()]).check().unwrap();
         assert_eq!(config.listen.port(), heddle_api::names::CONTROL_PLANE_PORT);
         assert_eq!(config.admin.port(), heddle_api::names::CONTROL_PLANE_ADMIN_PORT);
-        assert_eq!(config.state_dir, dir.path().join(".state"));
-        assert_eq!(config.trust_bundle_out, dir.path().join(".state/trust-bundle.pem"));
-        assert_eq!(config.authority, AuthoritySource::Own);
         assert_eq!(config.csr_per_minute, 5);
+        let Source::Files(files) = config.source else { panic!("{:?}", config.source) };
+        assert_eq!(files.state_dir, dir.path().join(".state"));
+        assert_eq!(files.trust_bundle_out, dir.path().join(".state/trust-bundle.pem"));
+        assert_eq!(files.authority, AuthoritySource::Own);
+    }
+
+    #[test]
+    fn a_pod_name_is_all_that_kubernetes_needs() {
+        let config = raw(&["--source=kubernetes", "--pod=heddle-control-plane-0"]).check().unwrap();
+        let Source::Kubernetes(settings) = config.source else { panic!("{:?}", config.source) };
+        let seconds = Duration::from_secs;
+        assert_eq!(
+            settings,
+            Kubernetes {
+                namespace: "heddle-system".to_owned(),
+                pod: "heddle-control-plane-0".to_owned(),
+                service: "heddle-control-plane".to_owned(),
+                webhook_listen: "[::]:15114".parse().unwrap(),
+                kubeconfig: None,
+                lease: LeaseTimes { duration: seconds(15), renew: seconds(10), retry: seconds(2) },
+            }
+        );
+    }
+
+    #[test]
+    fn what_only_the_other_source_knows_is_refused() {
+        let error = |arguments: &[&str]| raw(arguments).check().unwrap_err().to_string();
+        let text = error(&[
+            "--source=kubernetes",
+            "--namespace=Here",
+            "--webhook-listen=443",
+            "--dir=/",
+            "--state-dir=/x",
+            "--token-key-file=/x",
+            "--trust-bundle-out=/x",
+            "--ca-root=/x",
+            "--lease-renew=15s",
+        ]);
+        for wanted in [
+            "--dir has no meaning with --source kubernetes",
+            "--state-dir has no meaning",
+            "--token-key-file has no meaning",
+            "--trust-bundle-out has no meaning",
+            "--ca-root has no meaning",
+            "--namespace is \"Here\"",
+            "--pod is missing",
+            "--webhook-listen is \"443\"",
+            "--lease-duration, --lease-renew and --lease-retry",
+        ] {
+            assert!(text.contains(wanted), "{wanted:?} is not in:\n{text}");
+        }
+        assert_eq!(text.lines().count(), 9, "{text}");
+        let text = error(&["--dir=/", "--pod=a", "--kubeconfig=/x", "--lease-retry=1s"]);
+        assert_eq!(text.lines().count(), 3, "{text}");
+        assert!(text.contains("--kubeconfig has no meaning with --source files"), "{text}");
     }
 
     #[test]
@@ -305,24 +523,24 @@ mod tests {
             "--stream-age=soon",
             "--csr-per-minute=0",
             "--log-format=xml",
-            "--ca-root=/x",
         ])
         .check()
         .unwrap_err()
         .to_string();
         for wanted in [
             "--source is \"etcd\"",
-            "--dir is missing",
             "--listen is \"here\"",
             "--leaf-lifetime is \"5s\"; write between",
             "--stream-age is \"soon\"",
             "--csr-per-minute is \"0\"",
             "\"xml\"",
-            "--ca-root, --ca-intermediate and --ca-key",
         ] {
             assert!(error.contains(wanted), "{wanted:?} is not in:\n{error}");
         }
-        assert_eq!(error.lines().count(), 8, "{error}");
+        assert_eq!(error.lines().count(), 6, "{error}");
+        let error = raw(&["--ca-root=/x"]).check().unwrap_err().to_string();
+        assert!(error.contains("--dir is missing"), "{error}");
+        assert!(error.contains("--ca-root, --ca-intermediate and --ca-key"), "{error}");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use tokio::net::{UnixListener, UnixStream};
 use crate::admin::Dumps;
 use crate::config::Verb;
 use crate::error::{Error, chain};
-use crate::version::Versions;
+use crate::version::Counter;
 
 const LINE_LIMIT: u64 = 4 * 1024;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -25,7 +25,7 @@ const FAILED: &str = "error: ";
 #[derive(Debug, Clone)]
 pub struct Control {
     pub dumps: Dumps,
-    pub versions: Versions,
+    pub versions: Counter,
     /// `None` when somebody else set up logging.
     pub level: Option<LevelHandle>,
 }

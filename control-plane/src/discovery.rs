@@ -9,7 +9,7 @@ use std::time::Duration;
 use heddle_api::identity::SpiffeId;
 use heddle_api::proto::v1::discovery_server::{Discovery, DiscoveryServer};
 use heddle_api::proto::v1::identity_server::IdentityServer;
-use heddle_api::proto::v1::{ToControlPlane, ToProxy};
+use heddle_api::proto::v1::{ToControlPlane, ToProxy, Version};
 use heddle_runtime::drain;
 use rand::RngExt;
 use tokio::net::TcpListener;
@@ -56,6 +56,8 @@ pub const STALL_LIMIT: Duration = Duration::from_secs(10);
 pub struct Server {
     pub authority: Arc<Authority>,
     pub served: watch::Receiver<Option<Served>>,
+    /// What is served says everything up to this.
+    pub known: watch::Receiver<Version>,
     pub token_key: watch::Receiver<TokenKey>,
     pub fleet: Fleet,
     pub metrics: Metrics,
@@ -115,6 +117,7 @@ impl Server {
         let streams = Streams {
             context: Context {
                 served: self.served,
+                known: self.known,
                 fleet: self.fleet,
                 metrics: self.metrics,
                 drain: self.drain,

@@ -27,6 +27,8 @@ pub enum Error {
     Certificate(#[from] rcgen::Error),
     #[error("cannot set up TLS")]
     Tls(#[from] rustls::Error),
+    #[error("cannot {what}")]
+    Api { what: String, source: Box<kube::Error> },
     #[error("cannot register a metric")]
     Metric(#[from] prometheus::Error),
     #[error("the issuing certificate has expired; give a new one with --ca-intermediate")]
@@ -36,6 +38,10 @@ pub enum Error {
 impl Error {
     pub(crate) fn file(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::File { what, path: path.to_owned(), source }
+    }
+
+    pub(crate) fn api(what: impl Into<String>, source: kube::Error) -> Self {
+        Self::Api { what: what.into(), source: Box::new(source) }
     }
 
     pub(crate) fn content(path: &Path, problem: impl Into<String>) -> Self {

@@ -31,6 +31,19 @@ pub struct Batch {
     pub initial: bool,
     /// Every object the source refuses at present.
     pub refused: Vec<Issue>,
+    /// How far the source has read with this batch, when it is one that numbers what it says.
+    pub mark: Option<Mark>,
+}
+
+/// How far a source has read, in the numbers of whoever keeps the objects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark {
+    /// Numbers are compared within one epoch.
+    pub epoch: u64,
+    /// The highest number of anything told.
+    pub seen: u64,
+    /// Everything up to this has been told.
+    pub known: u64,
 }
 
 /// One change.

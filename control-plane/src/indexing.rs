@@ -10,19 +10,21 @@ use tracing::{debug, info, warn};
 use crate::catalog::{Catalog, Issue};
 use crate::compile::Compiler;
 use crate::index::{Batch, Changed, Index};
+use crate::version::Versions;
 
-/// Runs until the source ends. `next` answers a version above every one before; it is asked once per
-/// catalog.
+/// Runs until the source ends.
 pub async fn run(
     mut source: mpsc::Receiver<Batch>,
     catalog: watch::Sender<Option<Catalog>>,
-    mut next: impl FnMut() -> Version,
+    versions: Versions,
 ) {
     let mut publisher = Publisher::default();
     while let Some(batch) = source.recv().await {
-        if let Some(published) = publisher.apply(batch, &mut next) {
+        versions.observe(batch.mark);
+        if let Some(published) = publisher.apply(batch, &mut || versions.next()) {
             catalog.send_replace(Some(published));
         }
+        versions.settle();
     }
 }
 
@@ -77,32 +79,35 @@ mod tests {
     use heddle_resources::{Kind, ObjectKey};
 
     use super::*;
-    use crate::index::Event;
     use crate::index::tests::{objects, ours, service};
+    use crate::index::{Event, Mark};
+    use crate::version::Marks;
 
     fn batch(text: &str, initial: bool) -> Batch {
         let events = objects(text).into_iter().map(Event::Apply).collect();
-        Batch { events, initial, refused: Vec::new() }
+        Batch { events, initial, ..Batch::default() }
+    }
+
+    fn at(number: u64, batch: Batch) -> Batch {
+        Batch { mark: Some(Mark { epoch: 3, seen: number, known: number }), ..batch }
     }
 
     #[tokio::test]
     async fn nothing_is_published_before_everything_is_read() {
         let (source, batches) = mpsc::channel(8);
         let (sender, mut catalog) = watch::channel(None);
-        let mut number = 0;
-        let task = tokio::spawn(run(batches, sender, move || {
-            number += 1;
-            Version { epoch: 3, number }
-        }));
-        source.send(batch(&service("a", "10.96.0.1"), false)).await.unwrap();
-        source.send(batch(&service("b", "10.96.0.2"), true)).await.unwrap();
+        let versions = Versions::Marked(Marks::default());
+        let known = versions.known();
+        let task = tokio::spawn(run(batches, sender, versions));
+        source.send(at(1, batch(&service("a", "10.96.0.1"), false))).await.unwrap();
+        source.send(at(2, batch(&service("b", "10.96.0.2"), true))).await.unwrap();
         catalog.changed().await.unwrap();
         let first = catalog.borrow_and_update().clone().unwrap();
-        assert_eq!(first.version(), Version { epoch: 3, number: 1 });
+        assert_eq!(first.version(), Version { epoch: 3, number: 2 });
         assert_eq!(first.iter().filter(|one| one.key.kind == ResourceType::Service).count(), 2);
 
         // What changes nothing is not published; what does, whole.
-        source.send(batch(&service("a", "10.96.0.1"), false)).await.unwrap();
+        source.send(at(4, batch(&service("a", "10.96.0.1"), false))).await.unwrap();
         let split = ours(
             "TrafficSplit",
             "s",
@@ -110,10 +115,10 @@ mod tests {
         );
         let mut both = batch(&(split + &service("c", "10.96.0.3")), false);
         both.events.push(Event::Delete(ObjectKey::new(Kind::Service, "shop", "b")));
-        source.send(both).await.unwrap();
+        source.send(at(6, both)).await.unwrap();
         catalog.changed().await.unwrap();
         let second = catalog.borrow_and_update().clone().unwrap();
-        assert_eq!(second.version(), Version { epoch: 3, number: 2 });
+        assert_eq!(second.version(), Version { epoch: 3, number: 6 });
         let closure = second.closure("10.96.0.1:80".parse().unwrap());
         let names: Vec<_> = closure.iter().map(|one| &*one.key.name).collect();
         assert!(names.contains(&"shop/c:80") && !names.contains(&"shop/b:80"), "{names:?}");
@@ -121,6 +126,7 @@ mod tests {
 
         drop(source);
         task.await.unwrap();
+        assert_eq!(*known.borrow(), Version { epoch: 3, number: 6 });
     }
 
     #[test]
@@ -135,7 +141,7 @@ mod tests {
             path: String::new(),
             message: "x".to_owned(),
         };
-        let batch = |refused| Batch { events: Vec::new(), initial: true, refused };
+        let batch = |refused| Batch { initial: true, refused, ..Batch::default() };
         let catalog = publisher.apply(batch(vec![refused.clone()]), &mut next).unwrap();
         assert_eq!(catalog.issues(), [refused]);
         let catalog = publisher.apply(batch(Vec::new()), &mut next).unwrap();

@@ -15,6 +15,7 @@ pub mod files;
 mod fixture;
 pub mod index;
 pub mod indexing;
+pub mod kubernetes;
 pub mod metrics;
 pub mod served;
 mod state;

@@ -25,6 +25,7 @@ pub struct Metrics {
     pub resources: IntGaugeVec,
     pub issues: IntGauge,
     pub source_errors: IntCounterVec,
+    pub leader: IntGauge,
     pub version: IntGaugeVec,
     pub version_write_failures: IntCounter,
 }
@@ -86,6 +87,7 @@ impl Metrics {
                 "Readings of a source that failed; what it said before holds.",
                 &["source"],
             )?,
+            leader: families.gauge("leader", "1 while this replica holds the lease.")?,
             version: families.gauges("version", "Version that is served.", &["part"])?,
             version_write_failures: families.counter(
                 "version_write_failures_total",

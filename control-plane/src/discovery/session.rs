@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use heddle_api::identity::SpiffeId;
 use heddle_api::proto::v1::{
-    Reconnect, RenewCertificate, ResourceType, Subscribe, ToControlPlane, TryAnother,
+    Reconnect, RenewCertificate, ResourceType, Subscribe, ToControlPlane, TryAnother, Version,
     to_control_plane, to_proxy,
 };
 use tokio::sync::watch;
@@ -39,6 +39,7 @@ const TEXT_LIMIT: usize = 512;
 #[derive(Debug, Clone)]
 pub(crate) struct Context {
     pub(crate) served: watch::Receiver<Option<Served>>,
+    pub(crate) known: watch::Receiver<Version>,
     pub(crate) fleet: Fleet,
     pub(crate) metrics: Metrics,
     pub(crate) drain: heddle_runtime::drain::Watch,
@@ -147,8 +148,10 @@ impl Session {
             return Err(Ended::Refused("not_ready", status));
         };
         let uid = hello::authorize(&context.metrics, &current, &hello, &identity, caller)?;
-        if order(hello.high_water.unwrap_or_default()) > order(current.version) {
-            let message = TryAnother { server_version: Some(current.version) };
+        let known = [current.version, *context.known.borrow()];
+        let known = known.into_iter().max_by_key(|version| order(*version)).unwrap_or_default();
+        if order(hello.high_water.unwrap_or_default()) > order(known) {
+            let message = TryAnother { server_version: Some(known) };
             outbox.send(to_proxy::Message::TryAnother(message)).await?;
             return Err(Ended::Behind);
         }

@@ -163,7 +163,7 @@ impl Directory {
         }
         self.told = merged.objects;
         self.refused.clone_from(&refused);
-        Some(Batch { events, initial, refused })
+        Some(Batch { events, initial, refused, mark: None })
     }
 
     /// True from the moment everything has been read. A file that cannot be read and may hold a

@@ -27,10 +27,11 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
 
 use super::STALL_LIMIT;
+use crate::app::files::State;
 use crate::app::{App, Handle};
 use crate::authn::{Claims, mint_token, parse_identity};
 use crate::catalog::{Catalog, PodIdentity};
-use crate::config::{AuthoritySource, Config};
+use crate::config::{AuthoritySource, Config, Files, Source};
 use crate::fixture;
 use crate::state;
 
@@ -58,7 +59,8 @@ impl Rig {
         let dir = tempfile::tempdir().unwrap();
         let (catalog, compiled) = watch::channel(None);
         let app = App::new(config(&dir)).unwrap().with_stall_limit(STALL_LIMIT);
-        let handle = app.serve(compiled, None).await.unwrap();
+        let state = State::open(&app, settings(&dir)).unwrap();
+        let handle = state.serve(app, compiled, None).await.unwrap();
         Self { handle, catalog, dir }
     }
 
@@ -228,19 +230,25 @@ impl Rig {
     }
 }
 
-fn config(dir: &tempfile::TempDir) -> Config {
+fn settings(dir: &tempfile::TempDir) -> Files {
     let state_dir = dir.path().join(".state");
     state::create_dir(&state_dir, 0o755).unwrap();
     state::write_atomic(&state_dir.join("token.key"), KEY, 0o600).unwrap();
-    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
-    Config {
+    Files {
         dir: dir.path().to_owned(),
-        listen: any,
-        admin: any,
         token_key_file: state_dir.join("token.key"),
         trust_bundle_out: state_dir.join("trust-bundle.pem"),
         state_dir,
         authority: AuthoritySource::Own,
+    }
+}
+
+fn config(dir: &tempfile::TempDir) -> Config {
+    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    Config {
+        source: Source::Files(settings(dir)),
+        listen: any,
+        admin: any,
         leaf_lifetime: Duration::from_secs(3600),
         stream_age: Duration::from_secs(3600),
         csr_per_minute: 5,
