@@ -12,11 +12,15 @@ use std::sync::Arc;
 use bytes::Bytes;
 use heddle_api::identity::SpiffeId;
 use heddle_api::proto::v1::{self, ResourceType, Version};
+use heddle_resources::ObjectKey;
 use prost::Message;
 
 use self::shards::Shards;
+pub use self::state::{Issue, Reason};
+use self::state::{Known, RouteStatus};
 
 pub(crate) mod shards;
+pub mod state;
 
 /// What every proxy must understand to use the resources compiled today.
 const MIN_LEVEL: u32 = 1;
@@ -57,12 +61,15 @@ pub struct Encoded {
     pub hash: u64,
     pub min_level: u32,
     pub body: Bytes,
+    /// The objects whose say it is, of kinds that have a status. Ascending. No subscriber sees them.
+    pub(crate) sources: Box<[ObjectKey]>,
 }
 
 impl Encoded {
     pub(crate) fn new(key: Key, version: Version, message: &impl Message) -> Self {
         let body = Bytes::from(message.encode_to_vec());
-        Self { key, version, hash: hash(&body), min_level: MIN_LEVEL, body }
+        let sources = Box::default();
+        Self { key, version, hash: hash(&body), min_level: MIN_LEVEL, body, sources }
     }
 }
 
@@ -100,21 +107,6 @@ pub struct PodIdentity {
     pub meshed: bool,
 }
 
-/// An object that is refused, or only partly in force.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
-pub struct Issue {
-    pub kind: String,
-    /// Empty for cluster-scoped kinds.
-    pub namespace: String,
-    pub name: String,
-    /// Where the object was read, `file:line`, when the source knows.
-    pub location: String,
-    /// Field within the object.
-    pub path: String,
-    /// What is wrong and what to write instead.
-    pub message: String,
-}
-
 /// The compiled cluster. Cloning shares everything.
 #[derive(Clone)]
 pub struct Catalog {
@@ -127,6 +119,9 @@ pub struct Catalog {
     /// By "<namespace>/<service>": where its callers are sent instead.
     pub(crate) splits: Shards<Arc<str>, Arc<[BackendRef]>>,
     pub(crate) issues: Arc<[Issue]>,
+    /// Every object of a kind that has a status, but routes.
+    pub(crate) objects: Shards<ObjectKey, Known>,
+    pub(crate) routes: Shards<ObjectKey, Arc<RouteStatus>>,
 }
 
 /// Who an address belongs to.
@@ -180,6 +175,8 @@ impl Catalog {
             pods: Shards::default(),
             splits: Shards::default(),
             issues: Arc::new([]),
+            objects: Shards::default(),
+            routes: Shards::default(),
         }
     }
 

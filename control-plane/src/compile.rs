@@ -9,12 +9,13 @@ use std::sync::Arc;
 
 use heddle_api::identity::SpiffeId;
 use heddle_api::proto::v1::{self, ResourceType, Version};
-use heddle_resources::Kind;
 use heddle_resources::crd::mesh::{MeshSpec, Passthrough};
+use heddle_resources::{Kind, ObjectKey};
 use k8s_openapi::api::core::v1::Pod;
 use prost::Message;
 
-use crate::catalog::{Catalog, Encoded, Issue, Key};
+use crate::catalog::state::Known;
+use crate::catalog::{Catalog, Encoded, Issue, Key, Reason};
 use crate::index::{Changed, Id, Index, facts};
 
 mod address;
@@ -117,6 +118,9 @@ impl Compiler {
         for ip in &changed.addresses {
             draft.compile_address(*ip);
         }
+        for key in &changed.objects {
+            draft.know(key);
+        }
         self.catalog = draft.finish()?;
         Some(self.catalog.clone())
     }
@@ -140,7 +144,8 @@ impl Compiler {
              and proxy with new certificates"
         );
         spec.trust_domain.clone_from(fixed);
-        (spec, vec![issue(index, Kind::Mesh, "default", "spec.trustDomain", message)])
+        let (kind, path) = (Kind::Mesh, "spec.trustDomain");
+        (spec, vec![issue(index, kind, "default", Reason::Invalid, path, message)])
     }
 }
 
@@ -151,12 +156,28 @@ impl Draft<'_> {
 
     /// Keeps the resource as it is unless its body differs.
     fn put(&mut self, kind: ResourceType, name: impl Into<Arc<str>>, message: &impl Message) {
+        self.put_for(kind, name, message, BTreeSet::new());
+    }
+
+    /// As [`Self::put`]; what the resource says is the say of `sources`.
+    fn put_for(
+        &mut self,
+        kind: ResourceType,
+        name: impl Into<Arc<str>>,
+        message: &impl Message,
+        sources: BTreeSet<ObjectKey>,
+    ) {
         let key = Key::new(kind, name);
         let mut encoded = Encoded::new(key.clone(), Version::default(), message);
-        if self.catalog.resources.get(&key).is_some_and(|old| old.body == encoded.body) {
+        encoded.sources = sources.into_iter().collect();
+        let old = self.catalog.resources.get(&key).filter(|old| old.body == encoded.body);
+        if old.is_some_and(|old| old.sources == encoded.sources) {
             return;
         }
-        encoded.version = self.version();
+        // The same body by another's say: news to whoever writes statuses, none to a proxy.
+        let unchanged = old.map(|old| old.version);
+        let version = self.version();
+        encoded.version = unchanged.unwrap_or(version);
         self.catalog.resources.insert(key, Arc::new(encoded));
     }
 
@@ -190,7 +211,29 @@ impl Draft<'_> {
             outbound_passthrough: passthrough.into(),
             cluster_ranges: self.mesh.cluster_ranges.clone(),
         };
-        self.put(ResourceType::Mesh, "default", &mesh);
+        self.put_for(ResourceType::Mesh, "default", &mesh, self.mesh_source().collect());
+    }
+
+    /// The Mesh, unless it is the one that is in force for want of one.
+    fn mesh_source(&self) -> impl Iterator<Item = ObjectKey> + use<> {
+        let found = self.index.mesh("default").is_some();
+        found.then(|| ObjectKey::new(Kind::Mesh, "", "default")).into_iter()
+    }
+
+    /// Notes that there is, or no longer is, an object with a status.
+    fn know(&mut self, key: &ObjectKey) {
+        let found = self.index.find(key.kind, &facts::id(&key.namespace, &key.name));
+        let known = found.map(|found| Known { generation: found.object.metadata().generation });
+        if self.catalog.objects.get(key) == known.as_ref() {
+            return;
+        }
+        self.version();
+        match known {
+            Some(known) => self.catalog.objects.insert(key.clone(), known),
+            None => {
+                self.catalog.objects.remove(key);
+            }
+        }
     }
 
     /// What the pod's certificate says; `None` for names no certificate can hold.
@@ -222,6 +265,7 @@ fn issue(
     index: &Index,
     kind: Kind,
     id: &str,
+    reason: Reason,
     path: impl Into<String>,
     message: impl Into<String>,
 ) -> Issue {
@@ -232,16 +276,25 @@ fn issue(
         name: name.to_owned(),
         location: index.find(kind, id).map_or(String::new(), |found| found.location.to_string()),
         path: path.into(),
+        reason,
         message: message.into(),
+        generation: None,
     }
+}
+
+/// The key of the object `id` of a kind that lives in a namespace.
+fn object_key(kind: Kind, id: &str) -> ObjectKey {
+    let (namespace, name) = id.split_once('/').unwrap_or(("", id));
+    ObjectKey::new(kind, namespace, name)
 }
 
 /// For each object that is not in force because an older one is.
 fn losers<'a>(index: &Index, kind: Kind, ids: &[&'a Id], of: &str) -> (Option<&'a Id>, Vec<Issue>) {
     let Some((winner, losers)) = ids.split_first() else { return (None, Vec::new()) };
     let message = format!("{of} has an older one, {winner}, which is in force; delete one of them");
-    let issues = losers.iter().map(|id| issue(index, kind, id, "", message.as_str())).collect();
-    (Some(winner), issues)
+    let issues =
+        losers.iter().map(|id| issue(index, kind, id, Reason::Conflicted, "", message.as_str()));
+    (Some(winner), issues.collect())
 }
 
 #[cfg(test)]

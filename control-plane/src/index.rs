@@ -65,6 +65,8 @@ pub struct Changed {
     /// Services whose policy may be another.
     pub(crate) policies: BTreeSet<Id>,
     pub(crate) authorizations: BTreeSet<Id>,
+    /// Objects of kinds that have a status, changed themselves.
+    pub(crate) objects: BTreeSet<ObjectKey>,
 }
 
 impl Changed {
@@ -77,6 +79,7 @@ impl Changed {
         self.splits.extend(other.splits);
         self.policies.extend(other.policies);
         self.authorizations.extend(other.authorizations);
+        self.objects.extend(other.objects);
     }
 }
 
@@ -120,6 +123,9 @@ impl Index {
         let (old, new) = (old.map(|located| located.object), new.map(|located| located.object));
         if old == new {
             return;
+        }
+        if key.kind.is_ours() {
+            changed.objects.insert(key.clone());
         }
         if let (Some(Object::EndpointSlice(old)), Some(Object::EndpointSlice(new))) = (&old, &new)
             && facts::same_ports(old, new)

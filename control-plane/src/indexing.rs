@@ -62,8 +62,18 @@ impl Publisher {
     /// Each issue once, when it appears; and once when it is gone.
     fn log_issues(&mut self, issues: &[Issue]) {
         for issue in issues.iter().filter(|issue| !self.issues.contains(issue)) {
-            let Issue { kind, namespace, name, location, path, message } = issue;
-            warn!(kind, namespace, name, location, path, problem = message, "not fully in force");
+            let Issue { kind, namespace, name, location, path, reason, message, .. } = issue;
+            let reason = reason.as_str();
+            warn!(
+                kind,
+                namespace,
+                name,
+                location,
+                path,
+                reason,
+                problem = message,
+                "not fully in force"
+            );
         }
         for issue in self.issues.iter().filter(|issue| !issues.contains(issue)) {
             let Issue { kind, namespace, name, path, .. } = issue;
@@ -79,6 +89,7 @@ mod tests {
     use heddle_resources::{Kind, ObjectKey};
 
     use super::*;
+    use crate::catalog::Reason;
     use crate::index::tests::{objects, ours, service};
     use crate::index::{Event, Mark};
     use crate::version::Marks;
@@ -139,7 +150,9 @@ mod tests {
             name: "a.yaml".to_owned(),
             location: "a.yaml:1:1".to_owned(),
             path: String::new(),
+            reason: Reason::Invalid,
             message: "x".to_owned(),
+            generation: None,
         };
         let batch = |refused| Batch { initial: true, refused, ..Batch::default() };
         let catalog = publisher.apply(batch(vec![refused.clone()]), &mut next).unwrap();

@@ -86,6 +86,12 @@ impl Kind {
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|kind| kind.as_str() == text)
     }
+
+    /// True for the kinds that this project defines.
+    #[must_use]
+    pub fn is_ours(self) -> bool {
+        self.api_version() == API_VERSION
+    }
 }
 
 impl fmt::Display for Kind {

@@ -55,6 +55,10 @@ impl<K: Eq + Hash + Clone, V: Clone> Shards<K, V> {
         self.shards[shard].contains_key(key) && self.shard_mut(shard).remove(key).is_some()
     }
 
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
+        self.shards.iter().flat_map(|shard| shard.iter())
+    }
+
     pub(crate) fn values(&self) -> impl Iterator<Item = &V> {
         self.shards.iter().flat_map(|shard| shard.values())
     }

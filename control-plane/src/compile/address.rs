@@ -8,7 +8,7 @@ use heddle_api::proto::v1::{self, Version};
 use heddle_resources::Kind;
 use k8s_openapi::api::core::v1::Pod;
 
-use crate::catalog::{Encoded, Issue, Owner, PodAddress, ServiceAddress, encode_address};
+use crate::catalog::{Encoded, Issue, Owner, PodAddress, Reason, ServiceAddress, encode_address};
 use crate::index::{Id, facts};
 
 use super::{Draft, Unit, issue};
@@ -38,7 +38,8 @@ impl Draft<'_> {
         if let Some((winner, losers)) = self.index.services_at(ip).split_first() {
             let message = format!("{ip} is {winner}'s, which is older; give each its own address");
             issues.extend(losers.iter().map(|id| {
-                issue(self.index, Kind::Service, id, "spec.clusterIP", message.as_str())
+                let (reason, path) = (Reason::Conflicted, "spec.clusterIP");
+                issue(self.index, Kind::Service, id, reason, path, message.as_str())
             }));
             return Some(Owner::Service(Arc::new(self.service_address(ip, winner))));
         }
@@ -49,7 +50,8 @@ impl Draft<'_> {
         };
         for other in pods.iter().skip(1).filter(|other| !is_leaving(other)) {
             let message = format!("{ip} is taken for {id}'s, which claims it too");
-            issues.push(issue(self.index, Kind::Pod, other, "status.podIPs", message));
+            let (reason, path) = (Reason::Conflicted, "status.podIPs");
+            issues.push(issue(self.index, Kind::Pod, other, reason, path, message));
         }
         if facts::is_meshed(pod) && self.identity(pod).is_none() {
             return None;

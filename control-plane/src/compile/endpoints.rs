@@ -14,7 +14,7 @@ use k8s_openapi::api::core::v1::{Pod, Service, ServicePort};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use crate::catalog::Issue;
+use crate::catalog::{Issue, Reason};
 use crate::index::{Id, facts};
 
 use super::{Draft, issue};
@@ -49,6 +49,7 @@ impl Draft<'_> {
                     self.index,
                     Kind::EndpointSlice,
                     slice_id,
+                    Reason::UnsupportedValue,
                     "addressType",
                     message,
                 ));

@@ -4,18 +4,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use heddle_api::proto::v1::{self, ResourceType};
-use heddle_resources::Kind;
 use heddle_resources::crd::authorization_policy::{
     Action, AuthorizationPolicy, Rule, Source, Target,
 };
 use heddle_resources::crd::mesh::DefaultAuthorization;
 use heddle_resources::crd::{MeshTLSPolicy, TlsMode};
+use heddle_resources::{Kind, ObjectKey};
 use k8s_openapi::api::core::v1::Pod;
 
-use crate::catalog::{Issue, PodIdentity};
+use crate::catalog::{Issue, PodIdentity, Reason};
 use crate::index::{Id, facts};
 
-use super::{Draft, Unit, issue};
+use super::{Draft, Unit, issue, object_key};
 
 impl Draft<'_> {
     pub(super) fn compile_pod(&mut self, id: &Id) {
@@ -23,16 +23,21 @@ impl Draft<'_> {
         let identity = live.and_then(|pod| self.pod_identity(pod));
         let mut issues = Vec::new();
         if live.is_some() && identity.is_none() {
+            let path = "spec.serviceAccountName";
             let message = "namespace or service account cannot be part of an identity: the pod is \
                            not called and gets no certificate; rename them";
-            issues.push(issue(self.index, Kind::Pod, id, "spec.serviceAccountName", message));
+            issues.push(issue(self.index, Kind::Pod, id, Reason::Invalid, path, message));
         }
-        let policy = live
-            .filter(|pod| identity.is_some() && facts::is_meshed(pod))
-            .map(|pod| self.inbound_policy(pod, &mut issues));
+        let policy = live.filter(|pod| identity.is_some() && facts::is_meshed(pod)).map(|pod| {
+            let mut sources = self.mesh_source().collect();
+            let policy = self.inbound_policy(pod, &mut sources, &mut issues);
+            (policy, sources)
+        });
         self.report(Unit::Pod(id.clone()), issues);
         match policy {
-            Some(policy) => self.put(ResourceType::InboundPolicy, id.clone(), &policy),
+            Some((policy, sources)) => {
+                self.put_for(ResourceType::InboundPolicy, id.clone(), &policy, sources);
+            }
             None => self.remove(ResourceType::InboundPolicy, id.clone()),
         }
         match identity {
@@ -62,14 +67,20 @@ impl Draft<'_> {
         })
     }
 
-    fn inbound_policy(&self, pod: &Pod, issues: &mut Vec<Issue>) -> v1::InboundPolicy {
+    /// Adds to `sources` the objects that the policy follows.
+    fn inbound_policy(
+        &self,
+        pod: &Pod,
+        sources: &mut BTreeSet<ObjectKey>,
+        issues: &mut Vec<Issue>,
+    ) -> v1::InboundPolicy {
         let default = match self.mesh.authorization {
             DefaultAuthorization::AllowAuthenticated => {
                 v1::DefaultAuthorization::AllowAuthenticated
             }
             DefaultAuthorization::Deny => v1::DefaultAuthorization::Deny,
         };
-        let tls = self.tls(pod, issues);
+        let tls = self.tls(pod, sources, issues);
         v1::InboundPolicy {
             namespace: facts::namespace(&pod.metadata).to_owned(),
             pod: facts::name(&pod.metadata).to_owned(),
@@ -78,7 +89,7 @@ impl Draft<'_> {
             ports: self.inbound_ports(pod, &tls.ports),
             default_tls: wire_mode(tls.default).into(),
             default_authorization: default.into(),
-            authorizations: self.authorizations(pod),
+            authorizations: self.authorizations(pod, sources),
             workload: facts::workload(pod),
         }
     }
@@ -103,7 +114,7 @@ impl Draft<'_> {
 
     /// The modes in force: what is said of a port beats what is said of the pod, that what is said
     /// of the namespace, that the Mesh. Of two that are equally near, the older.
-    fn tls(&self, pod: &Pod, issues: &mut Vec<Issue>) -> Modes {
+    fn tls(&self, pod: &Pod, sources: &mut BTreeSet<ObjectKey>, issues: &mut Vec<Issue>) -> Modes {
         let index = self.index;
         let all = index.in_namespace(Kind::MeshTLSPolicy, facts::namespace(&pod.metadata));
         let mut nearest: Vec<(bool, &Id, &MeshTLSPolicy)> = Vec::new();
@@ -121,6 +132,7 @@ impl Draft<'_> {
         let mut modes = Modes { default: self.mesh.tls, ports: BTreeMap::new() };
         let mut default: Option<(bool, TlsMode)> = None;
         for (is_namespace, id, policy) in nearest {
+            sources.insert(object_key(Kind::MeshTLSPolicy, id));
             let mut lost = false;
             if let Some(mode) = policy.spec.mode {
                 let (nearer, in_force) = *default.get_or_insert((is_namespace, mode));
@@ -130,9 +142,10 @@ impl Draft<'_> {
                 lost |= *modes.ports.entry(port.port).or_insert(port.mode) != port.mode;
             }
             if lost {
+                let kind = Kind::MeshTLSPolicy;
                 let message = "an older policy selects some of the same pods or ports and says \
                                otherwise: it is in force; delete one of them";
-                issues.push(issue(index, Kind::MeshTLSPolicy, id, "spec", message));
+                issues.push(issue(index, kind, id, Reason::Conflicted, "spec", message));
             }
         }
         modes.default = default.map_or(self.mesh.tls, |(_, mode)| mode);
@@ -144,14 +157,19 @@ impl Draft<'_> {
         let rules = self.index.authorization(id).map(|policy| policy.spec.rules.as_slice());
         let nobody = rules.unwrap_or_default().iter().enumerate();
         let issues = nobody.filter(|(_, rule)| rule.from.is_empty()).map(|(at, _)| {
+            let kind = Kind::AuthorizationPolicy;
             let path = format!("spec.rules[{at}].from");
             let message = "is empty and matches nobody; write `- anyone: true` to mean everybody";
-            issue(self.index, Kind::AuthorizationPolicy, id, path, message)
+            issue(self.index, kind, id, Reason::NoEffect, path, message)
         });
         self.report(Unit::Authorization(id.clone()), issues.collect());
     }
 
-    fn authorizations(&self, pod: &Pod) -> Vec<v1::Authorization> {
+    fn authorizations(
+        &self,
+        pod: &Pod,
+        sources: &mut BTreeSet<ObjectKey>,
+    ) -> Vec<v1::Authorization> {
         let index = self.index;
         let all = index.in_namespace(Kind::AuthorizationPolicy, facts::namespace(&pod.metadata));
         let policy = |id: &Id| index.authorization(id).expect("listed by its kind");
@@ -160,6 +178,7 @@ impl Draft<'_> {
         for id in facts::oldest_first(ids.into_iter(), |id| &policy(id).metadata) {
             let policy = policy(id);
             if policy.spec.target_ref.selector.matches(pod.metadata.labels.as_ref()) {
+                sources.insert(object_key(Kind::AuthorizationPolicy, id));
                 let all = policy.spec.rules.iter().enumerate();
                 rules.extend(all.map(|(at, rule)| authorization(id, policy, at, rule)));
             }

@@ -9,9 +9,10 @@ use heddle_resources::crd::traffic_policy::{
     Algorithm, Backoff, Budget, CircuitBreaker, Retries, RetryOn, Timeouts, TrafficPolicySpec,
 };
 
+use crate::catalog::Reason;
 use crate::index::Id;
 
-use super::{Draft, Unit, issue, losers};
+use super::{Draft, Unit, issue, losers, object_key};
 
 /// In force when `retries` says no budget: retries never more than a fifth of the requests.
 const DEFAULT_BUDGET: Budget = Budget { percent: 20, min_per_second: 10 };
@@ -31,13 +32,23 @@ impl Draft<'_> {
         if let Some((id, _)) = policy
             && index.service(service).is_none()
         {
+            let path = "spec.targetRef.name";
             let message = format!("there is no {of}: the policy has no effect; create it");
-            issues.push(issue(index, Kind::TrafficPolicy, id, "spec.targetRef.name", message));
+            issues.push(issue(
+                index,
+                Kind::TrafficPolicy,
+                id,
+                Reason::TargetNotFound,
+                path,
+                message,
+            ));
         }
         self.report(Unit::Policy(service.clone()), issues);
         match policy {
             Some((id, policy)) => {
-                self.put(ResourceType::Policy, service.clone(), &message(id, &policy.spec));
+                let sources = [object_key(Kind::TrafficPolicy, id)].into();
+                let message = message(id, &policy.spec);
+                self.put_for(ResourceType::Policy, service.clone(), &message, sources);
             }
             None => self.remove(ResourceType::Policy, service.clone()),
         }

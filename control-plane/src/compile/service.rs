@@ -6,6 +6,7 @@ use heddle_api::proto::v1::{self, ResourceType};
 use heddle_resources::Kind;
 use k8s_openapi::api::core::v1::Service;
 
+use crate::catalog::Reason;
 use crate::index::{Id, facts};
 
 use super::{Draft, Unit, issue};
@@ -24,7 +25,14 @@ impl Draft<'_> {
         if service.is_some() && in_force.is_none() {
             let message = "ExternalName is not supported: callers resolve the name themselves and \
                            are passed through; give the Service ports and EndpointSlices instead";
-            issues.push(issue(index, Kind::Service, id, "spec.type", message));
+            issues.push(issue(
+                index,
+                Kind::Service,
+                id,
+                Reason::UnsupportedValue,
+                "spec.type",
+                message,
+            ));
         }
         let Some(service) = in_force else {
             self.report(Unit::Service(id.clone()), issues);

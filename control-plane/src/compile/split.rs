@@ -7,10 +7,10 @@ use heddle_api::proto::v1::{self, ResourceType};
 use heddle_resources::Kind;
 use heddle_resources::crd::traffic_split::{Backend, TrafficSplit};
 
-use crate::catalog::{BackendRef, Issue};
+use crate::catalog::{BackendRef, Issue, Reason};
 use crate::index::{Id, facts};
 
-use super::{Draft, Unit, issue, losers};
+use super::{Draft, Unit, issue, losers, object_key};
 
 impl Draft<'_> {
     /// Compiles the split of the Service `service`.
@@ -28,8 +28,16 @@ impl Draft<'_> {
             return self.remove(ResourceType::Split, service.clone());
         };
         if index.service(service).is_none() {
+            let path = "spec.service";
             let message = format!("there is no {of}: nobody's calls are split; create it");
-            issues.push(issue(index, Kind::TrafficSplit, id, "spec.service", message));
+            issues.push(issue(
+                index,
+                Kind::TrafficSplit,
+                id,
+                Reason::TargetNotFound,
+                path,
+                message,
+            ));
         }
         for (at, backend) in split.spec.backends.iter().enumerate() {
             self.check_backend(id, split, at, backend, &mut issues);
@@ -38,7 +46,8 @@ impl Draft<'_> {
 
         let backends = split.spec.backends.iter().map(|one| self.backend(split, one)).collect();
         let message = v1::Split { backends, source: id.to_string() };
-        self.put(ResourceType::Split, service.clone(), &message);
+        let sources = [object_key(Kind::TrafficSplit, id)].into();
+        self.put_for(ResourceType::Split, service.clone(), &message, sources);
         let refs: Arc<[BackendRef]> =
             split.spec.backends.iter().map(|one| backend_ref(split, one)).collect();
         if self.catalog.splits.get(service) != Some(&refs) {
@@ -58,22 +67,23 @@ impl Draft<'_> {
         issues: &mut Vec<Issue>,
     ) {
         let index = self.index;
-        let mut report = |field: &str, message: String| {
+        let mut report = |reason: Reason, field: &str, message: String| {
             let path = format!("spec.backends[{at}].{field}");
-            issues.push(issue(index, Kind::TrafficSplit, id, path, message));
+            issues.push(issue(index, Kind::TrafficSplit, id, reason, path, message));
         };
         let name = facts::beside(&split.metadata, &backend.service);
         let Some(service) = index.service(&name) else {
             let message = "there is no such Service in this namespace: its share is answered with \
                            503; create it, or name another";
-            return report("service", format!("{:?}: {message}", backend.service));
+            let message = format!("{:?}: {message}", backend.service);
+            return report(Reason::BackendNotFound, "service", message);
         };
         if name != facts::split_target(split) && !index.splits_of(&name).is_empty() {
             let message = format!(
                 "{:?} is itself split, and splits do not nest: its own endpoints are used",
                 backend.service
             );
-            report("service", message);
+            report(Reason::NoEffect, "service", message);
         }
         let theirs: BTreeSet<u16> = facts::tcp_ports(service).map(|(port, _)| port).collect();
         let ours = index.service(&facts::split_target(split));
@@ -85,7 +95,7 @@ impl Draft<'_> {
                     "Service {name} has no port {target}: its share of calls to port {port} is \
                      answered with 503; write {{ from: {port}, to: PORT }}"
                 );
-                report("ports", message);
+                report(Reason::BackendNotFound, "ports", message);
             }
         }
     }

@@ -9,6 +9,8 @@ use super::*;
 use crate::catalog::Subscriber;
 use crate::index::tests::{World, objects, ours, pod, service, slice};
 
+mod states;
+
 fn endpoints(world: &World, name: &str) -> Vec<v1::Endpoint> {
     world.decode::<v1::Endpoints>(ResourceType::Endpoints, name).endpoints
 }

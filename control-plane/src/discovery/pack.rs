@@ -93,6 +93,7 @@ mod tests {
 
     fn resource(name: &str, size: usize) -> Arc<Encoded> {
         Arc::new(Encoded {
+            sources: Box::default(),
             key: Key::new(ResourceType::Endpoints, name),
             version: Version { epoch: 1, number: 2 },
             hash: 3,

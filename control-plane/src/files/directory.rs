@@ -14,7 +14,7 @@ use prometheus::IntCounter;
 use tokio::time::Instant;
 use tracing::info;
 
-use crate::catalog::Issue;
+use crate::catalog::{Issue, Reason};
 use crate::index::{Batch, Event};
 
 use super::{Extent, STATE, merge};
@@ -370,7 +370,9 @@ fn issue(error: &reader::Error) -> Issue {
         name: name.to_owned(),
         location,
         path: error.path.clone(),
+        reason: Reason::Invalid,
         message,
+        generation: None,
     }
 }
 
@@ -381,6 +383,8 @@ fn file_issue(name: &str, location: String, message: String) -> Issue {
         name: name.to_owned(),
         location,
         path: String::new(),
+        reason: Reason::Invalid,
         message,
+        generation: None,
     }
 }

@@ -12,7 +12,7 @@ use heddle_resources::reader::Located;
 use heddle_resources::{Object, ObjectKey};
 use k8s_openapi::api::core::v1::{Pod, Service};
 
-use crate::catalog::Issue;
+use crate::catalog::{Issue, Reason};
 
 use super::STATE;
 use super::directory::Source;
@@ -126,6 +126,8 @@ fn issue(located: &Located, message: String) -> Issue {
         name: key.name.to_string(),
         location: located.location.to_string(),
         path: String::new(),
+        reason: Reason::Invalid,
         message,
+        generation: None,
     }
 }

@@ -79,7 +79,14 @@ impl World {
         let mut splits: Vec<_> =
             self.catalog.splits.values().map(|split| format!("{split:?}")).collect();
         splits.sort();
-        (resources, owners, pods, splits, self.catalog.issues().to_vec())
+        (
+            resources,
+            owners,
+            pods,
+            splits,
+            self.catalog.issues().to_vec(),
+            self.catalog.object_states(),
+        )
     }
 }
 
