@@ -1,0 +1,67 @@
+{{/* The control plane's settings, one variable each; docs/operations.md lists them. */}}
+{{- define "heddle.environment" -}}
+{{- $set := list }}
+{{- range $one := include "heddle.settings" . | fromYamlArray }}
+{{- $set = append $set $one.name }}
+{{- end }}
+{{- range .Values.controlPlane.extraEnv }}
+{{- if has .name $set }}
+{{- fail (printf "\n\ncontrolPlane.extraEnv sets %s, which the chart sets itself. Write the value it is made of instead; docs/values.md lists them.\n" .name) }}
+{{- end }}
+{{- end }}
+{{- include "heddle.settings" . }}
+{{- with .Values.controlPlane.extraEnv }}
+{{ toYaml . }}
+{{- end }}
+{{- end }}
+
+{{- define "heddle.settings" -}}
+- name: HEDDLE_SOURCE
+  value: kubernetes
+- name: HEDDLE_NAMESPACE
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.namespace
+- name: HEDDLE_POD
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.name
+- name: HEDDLE_LOG
+  value: {{ .Values.controlPlane.log.filter | quote }}
+- name: HEDDLE_LOG_FORMAT
+  value: {{ .Values.controlPlane.log.format }}
+- name: HEDDLE_STREAM_AGE
+  value: {{ .Values.controlPlane.streamAge }}
+- name: HEDDLE_DRAIN_TIMEOUT
+  value: {{ .Values.controlPlane.drainTimeout }}
+- name: HEDDLE_LEAF_LIFETIME
+  value: {{ .Values.identity.leafLifetime }}
+{{- with .Values.identity.csrPerMinute }}
+- name: HEDDLE_CSR_PER_MINUTE
+  value: {{ . | quote }}
+{{- end }}
+- name: HEDDLE_PROXY_IMAGE
+  value: {{ include "heddle.image" (list . .Values.proxy.image) | quote }}
+- name: HEDDLE_PROXY_IMAGE_PULL_POLICY
+  value: {{ .Values.proxy.image.pullPolicy }}
+- name: HEDDLE_INIT_IMAGE
+  value: {{ include "heddle.image" (list . .Values.init.image) | quote }}
+- name: HEDDLE_INIT_IMAGE_PULL_POLICY
+  value: {{ .Values.init.image.pullPolicy }}
+- name: HEDDLE_PROXY_CPU_REQUEST
+  value: {{ .Values.proxy.resources.requests.cpu | quote }}
+- name: HEDDLE_PROXY_MEMORY_REQUEST
+  value: {{ .Values.proxy.resources.requests.memory | quote }}
+- name: HEDDLE_PROXY_CPU_LIMIT
+  value: {{ .Values.proxy.resources.limits.cpu | quote }}
+- name: HEDDLE_PROXY_MEMORY_LIMIT
+  value: {{ .Values.proxy.resources.limits.memory | quote }}
+- name: HEDDLE_PROXY_LOG
+  value: {{ .Values.proxy.log.filter | quote }}
+- name: HEDDLE_PROXY_LOG_FORMAT
+  value: {{ .Values.proxy.log.format }}
+- name: HEDDLE_PROXY_ACCESS_LOG
+  value: {{ .Values.proxy.accessLog | default "off" | quote }}
+- name: HEDDLE_PROXY_DRAIN_TIMEOUT
+  value: {{ .Values.proxy.drainTimeout }}
+{{- end }}

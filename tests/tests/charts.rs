@@ -1,0 +1,98 @@
+//! The Helm charts as an operator meets them: what they render, what they refuse, and that the
+//! documents about them are true. Rendered YAML is asserted, not reviewed by eye.
+
+#[path = "charts/helm.rs"]
+mod helm;
+#[path = "charts/permissions.rs"]
+mod permissions;
+#[path = "charts/refusals.rs"]
+mod refusals;
+#[path = "charts/rendered.rs"]
+mod rendered;
+#[path = "charts/values.rs"]
+mod values;
+
+use helm::{EVERYTHING, Rendering, VARIANTS};
+
+#[test]
+fn both_charts_pass_the_linter() {
+    for chart in ["heddle", "heddle-crds"] {
+        helm::lint(chart, &[]);
+    }
+    for (_, files) in VARIANTS {
+        helm::lint("heddle", files);
+    }
+}
+
+/// What changes in a rendering changes here, in the same commit, for everybody to read.
+/// `INSTA_UPDATE=always cargo test -p heddle-tests --test charts` writes the files anew.
+#[test]
+fn renderings_are_the_golden_ones() {
+    for (name, files) in VARIANTS {
+        let text = helm::template(files, "").expect(name);
+        insta::with_settings!({
+            snapshot_path => "charts/snapshots",
+            prepend_module_to_snapshot => false,
+            omit_expression => true,
+        }, {
+            insta::assert_snapshot!(*name, text);
+        });
+    }
+}
+
+#[test]
+fn every_rendering_holds_the_rules() {
+    let everything = [("everything", helm::template(&[], EVERYTHING).expect("it renders"))];
+    let variants = VARIANTS.iter().map(|(name, files)| {
+        (*name, helm::template(files, "").unwrap_or_else(|error| panic!("{name}: {error}")))
+    });
+    for (name, text) in variants.chain(everything) {
+        let problems = rendered::problems(&Rendering::parse(&text));
+        assert!(problems.is_empty(), "{name}:\n{}", problems.join("\n"));
+    }
+}
+
+#[test]
+fn the_charts_have_the_version_of_the_workspace() {
+    for chart in ["heddle", "heddle-crds"] {
+        let text = helm::read(&format!("charts/{chart}/Chart.yaml"));
+        let chart: serde_json::Value = serde_saphyr::from_str(&text).expect("YAML");
+        assert_eq!(chart["version"], env!("CARGO_PKG_VERSION"));
+        assert_eq!(chart["appVersion"], env!("CARGO_PKG_VERSION"));
+        let images = chart["annotations"]["artifacthub.io/images"].as_str().unwrap_or_default();
+        for line in images.lines().filter(|line| line.contains("image:")) {
+            assert!(line.ends_with(concat!(":", env!("CARGO_PKG_VERSION"))), "{line}");
+        }
+    }
+}
+
+#[test]
+fn bad_values_are_refused_with_the_field_and_the_cure() {
+    refusals::check();
+}
+
+#[test]
+fn every_value_is_documented() {
+    let values = helm::read("charts/heddle/values.yaml");
+    let page = values::page(&values).unwrap_or_else(|error| panic!("values.yaml: {error}"));
+    let path = helm::root().join("docs/values.md");
+    if std::fs::read_to_string(&path).is_ok_and(|written| written == page) {
+        return;
+    }
+    std::fs::write(&path, page).expect("docs/values.md can be written");
+    panic!("docs/values.md was not what charts/heddle/values.yaml says. It is now: commit it");
+}
+
+#[test]
+fn every_permission_is_documented() {
+    let text = helm::template(&[], "").expect("it renders");
+    let granted = permissions::granted(&Rendering::parse(&text));
+    let documented = permissions::documented(&helm::read("docs/permissions.md"));
+    let missing: Vec<_> = granted.difference(&documented).collect();
+    let stale: Vec<_> = documented.difference(&granted).collect();
+    assert!(
+        missing.is_empty() && stale.is_empty(),
+        "docs/permissions.md lacks {missing:#?}\nand lists what is not granted: {stale:#?}"
+    );
+    assert!(granted.len() > 20, "{granted:#?}");
+}
