@@ -3,5 +3,6 @@
 
 pub mod identity;
 pub mod names;
+pub mod probes;
 #[cfg(feature = "proto")]
 pub mod proto;
