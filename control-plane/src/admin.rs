@@ -6,14 +6,16 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Extension, Router};
-use heddle_api::proto::v1::Version;
+use heddle_api::proto::v1::{self, ResourceType, Version};
 use heddle_runtime::admin::Client;
+use prost::Message as _;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::discovery::fleet::{Fleet, Member, Rejecting, Standing};
 use crate::metrics::kind_label;
 use crate::served::Served;
+use crate::traffic;
 
 /// What the pages are drawn from.
 #[derive(Debug, Clone)]
@@ -74,11 +76,28 @@ impl Dumps {
         json!({ "subscribers": subscribers, "rejections": rejections })
     }
 
+    /// What the proxies of each workload counted lately, per second.
+    #[must_use]
+    pub fn traffic(&self) -> Value {
+        let Some(served) = self.served.borrow().clone() else { return json!({ "workloads": [] }) };
+        let mut table = traffic::Table::default();
+        for member in self.fleet.members() {
+            let policy = served.catalog.find(ResourceType::InboundPolicy, &member.pod);
+            let policy = policy.and_then(|one| v1::InboundPolicy::decode(one.body.clone()).ok());
+            // A pod that is gone from the catalog is about to lose its stream, too.
+            let Some(policy) = policy else { continue };
+            let identity = member.identity.to_string();
+            table.add(&policy.namespace, &policy.workload, &identity, &member.lock_traffic());
+        }
+        json!({ "workloads": table.into_workloads() })
+    }
+
     /// The pages under `/debug`.
     pub fn router(self) -> Router {
         Router::new()
             .route("/debug/catalog", get(show_catalog))
             .route("/debug/subscribers", get(show_subscribers))
+            .route("/debug/traffic", get(show_traffic))
             .with_state(self)
     }
 }
@@ -95,6 +114,13 @@ async fn show_subscribers(
     Extension(client): Extension<Client>,
 ) -> Response {
     page(client, || dumps.subscribers())
+}
+
+async fn show_traffic(
+    State(dumps): State<Dumps>,
+    Extension(client): Extension<Client>,
+) -> Response {
+    page(client, || dumps.traffic())
 }
 
 fn page(client: Client, draw: impl FnOnce() -> Value) -> Response {

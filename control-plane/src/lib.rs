@@ -19,4 +19,5 @@ pub mod kubernetes;
 pub mod metrics;
 pub mod served;
 mod state;
+mod traffic;
 pub mod version;

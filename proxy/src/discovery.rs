@@ -49,6 +49,8 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(15);
 /// A server that takes nothing for so long is given up.
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+/// How often the control plane is told what was counted.
+const TRAFFIC_INTERVAL: Duration = Duration::from_secs(10);
 /// The longest pause is short: a control plane that is back must be heard of within seconds, and a
 /// refused connect costs little.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(4));
@@ -253,6 +255,10 @@ impl Client {
         self.accept(first.map_err(|_| End::Silent)??, &mut staging, &outgoing).await?;
         let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Proxies that came together do not tell together.
+        let first = Instant::now() + TRAFFIC_INTERVAL.mul_f64(rand::random());
+        let mut traffic = tokio::time::interval_at(first, TRAFFIC_INTERVAL);
+        traffic.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let pending = Arc::clone(&self.pending);
         loop {
             tokio::select! {
@@ -261,6 +267,10 @@ impl Client {
                 }
                 () = pending.wake.notified() => self.subscribe(&outgoing).await?,
                 _ = sweep.tick() => self.evict_idle(&outgoing).await?,
+                _ = traffic.tick() => {
+                    let counted = to_control_plane::Message::Traffic(self.metrics.traffic());
+                    outgoing.send(counted).await?;
+                }
             }
         }
     }

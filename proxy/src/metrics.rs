@@ -4,13 +4,14 @@
 //! certificate proved. Nothing of a request ever becomes one, so memory does not grow with traffic.
 //! Nothing is looked up for a request: what it counts into hangs on the connection or the snapshot.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use heddle_api::identity::SpiffeId;
+use heddle_api::proto::v1;
 use heddle_runtime::process::Process;
 use prometheus::Registry;
 use prometheus::core::{Collector, Desc};
@@ -32,6 +33,8 @@ pub use series::{OpenConnection, Outcome, RequestSeries, TcpSeries};
 
 /// Callers told apart by name; all further ones are `other`.
 const MAX_SOURCES: usize = 1000;
+/// Series that the control plane is told of; the contract's own limit.
+const MAX_TRAFFIC: usize = 512;
 const OTHER_SOURCE: &str = "other";
 const UNAUTHENTICATED_SOURCE: &str = "unauthenticated";
 
@@ -154,7 +157,7 @@ impl<L: Label> GaugeBy<L> {
 type Table<S> = Mutex<HashMap<Key, Arc<S>>>;
 
 /// The labels of a series that are not enums.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Key {
     direction: Direction,
     /// Caller's identity on inbound, empty on outbound.
@@ -176,6 +179,22 @@ impl Key {
             ("route", &*self.route),
             ("backend", &*self.backend),
         ]
+    }
+
+    fn side(&self) -> v1::traffic_series::Side {
+        use v1::traffic_series::Side;
+        match self.direction {
+            Direction::Outbound => Side::Outbound(v1::OutboundSide {
+                service: self.service.to_string(),
+                route: self.route.to_string(),
+                backend: self.backend.to_string(),
+            }),
+            Direction::Inbound => {
+                let proved = (*self.source != *UNAUTHENTICATED_SOURCE).then_some(&self.source);
+                let source = proved.map(ToString::to_string).unwrap_or_default();
+                Side::Inbound(v1::InboundSide { source })
+            }
+        }
     }
 }
 
@@ -238,6 +257,26 @@ impl Metrics {
     #[must_use]
     pub fn inbound_tcp(&self, source: Option<&SpiffeId>) -> Arc<TcpSeries> {
         find_or_add_source(&self.tcp, source)
+    }
+
+    /// What the control plane is told: every series that was used, at most [`MAX_TRAFFIC`].
+    #[must_use]
+    pub fn traffic(&self) -> v1::Traffic {
+        let mut all: BTreeMap<Key, v1::TrafficSeries> = BTreeMap::new();
+        let begin = |key: &Key| v1::TrafficSeries { side: Some(key.side()), ..Default::default() };
+        for (key, series) in lock(&self.requests).iter() {
+            series.sum(all.entry(key.clone()).or_insert_with(|| begin(key)));
+        }
+        for (key, series) in lock(&self.tcp).iter() {
+            series.sum(all.entry(key.clone()).or_insert_with(|| begin(key)));
+        }
+        let used = |series: &v1::TrafficSeries| series.requests + series.connections;
+        let mut series: Vec<_> = all.into_values().filter(|series| used(series) > 0).collect();
+        if series.len() > MAX_TRAFFIC {
+            series.sort_by_key(|series| std::cmp::Reverse(used(series)));
+            series.truncate(MAX_TRAFFIC);
+        }
+        v1::Traffic { series }
     }
 
     /// Drops the outbound series that nobody holds and whose Service `is_known` does not know any

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::ledger::{Given, Ledger, Verdict};
 use crate::catalog::Key;
+use crate::traffic::Samples;
 
 /// Rejecting proxies named per resource and version.
 const NAMED_LIMIT: usize = 16;
@@ -43,6 +44,8 @@ pub struct Member {
     pub(crate) ledger: Mutex<Ledger>,
     /// What was sent last.
     pub(crate) version: Mutex<Version>,
+    /// What it counted lately.
+    pub(crate) traffic: Mutex<Samples>,
     /// Raised by one for every order to renew.
     pub(crate) renewals: watch::Sender<u64>,
     /// A newer stream of the same pod has come.
@@ -167,6 +170,10 @@ impl Fleet {
 impl Member {
     pub(crate) fn lock_ledger(&self) -> MutexGuard<'_, Ledger> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn lock_traffic(&self) -> MutexGuard<'_, Samples> {
+        self.traffic.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn sent_version(&self) -> Version {

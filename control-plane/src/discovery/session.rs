@@ -253,6 +253,10 @@ impl Session {
                 report::note_all(&self.context, &self.member, report);
                 Ok(())
             }
+            Some(to_control_plane::Message::Traffic(traffic)) => {
+                self.member.lock_traffic().note(traffic, Instant::now());
+                Ok(())
+            }
             Some(to_control_plane::Message::Hello(_)) => Err(protocol("hello was said already")),
             // A kind of message that a newer proxy knows.
             None => Ok(()),

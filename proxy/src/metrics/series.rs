@@ -7,6 +7,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
+use heddle_api::proto::v1;
+
 use super::family::{Family, HistogramValue};
 use super::labels::{Label, Tls};
 use super::{Gauge, lock};
@@ -36,6 +38,9 @@ const GRPC_CODES: [&str; 18] = [
     "0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12", "13", "14", "15", "16",
     "other",
 ];
+/// Of these: unknown, deadline exceeded, unimplemented, internal, unavailable, data loss. The others
+/// tell the caller of its own mistake, or are success.
+const SERVER_FAILED: [&str; 6] = ["2", "4", "12", "13", "14", "15"];
 /// Upper bounds in seconds, for Prometheus.
 const BOUNDS: [f64; 14] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
@@ -127,6 +132,27 @@ impl RequestSeries {
         duration.observe(labels, &value);
     }
 
+    /// Adds what was counted to `into`.
+    pub(super) fn sum(&self, into: &mut v1::TrafficSeries) {
+        for (Rare { tls, class, grpc, .. }, value) in self.rows() {
+            into.requests += value;
+            let failed = match grpc {
+                Some(code) => SERVER_FAILED.contains(&GRPC_CODES[code]),
+                None => matches!(CLASSES[class], "none" | "5xx"),
+            };
+            if failed {
+                into.failures += value;
+            }
+            if tls == Tls::None.index() {
+                into.plaintext_requests += value;
+            }
+        }
+        into.durations = self.buckets.iter().map(|bucket| bucket.load(Relaxed)).collect();
+        while into.durations.last() == Some(&0) {
+            into.durations.pop();
+        }
+    }
+
     /// Everything that was counted at least once.
     fn rows(&self) -> Vec<(Rare, u64)> {
         let mut rows: Vec<_> = lock(&self.rare).iter().map(|(row, value)| (*row, *value)).collect();
@@ -184,6 +210,18 @@ impl TcpSeries {
         for (way, value) in ways {
             bytes.add(&[labels, &[("way", way)]].concat(), value.load(Relaxed));
         }
+    }
+}
+
+impl TcpSeries {
+    /// Adds what was counted to `into`.
+    pub(super) fn sum(&self, into: &mut v1::TrafficSeries) {
+        let total = |tls: Tls| self.total[tls.index()].load(Relaxed);
+        into.connections += total(Tls::Mutual) + total(Tls::None);
+        into.plaintext_connections += total(Tls::None);
+        into.open_connections += u64::try_from(self.open.value()).unwrap_or(0);
+        into.sent_bytes += self.sent.load(Relaxed);
+        into.received_bytes += self.received.load(Relaxed);
     }
 }
 

@@ -47,6 +47,11 @@ fn every_request_is_counted_once_under_its_labels() {
     ] {
         assert_line(&text, &format!("heddle_requests_total{{{labels},{rest}}} {value}"));
     }
+    let told = metrics.traffic().series;
+    let [series] = told.as_slice() else { panic!("{told:?}") };
+    assert_eq!((series.requests, series.failures, series.plaintext_requests), (6, 2, 1));
+    assert_eq!(series.durations.iter().sum::<u64>(), 6);
+    assert_eq!(series.durations.last(), Some(&1), "longer than every bound");
     let duration = "heddle_request_duration_seconds";
     assert_line(&text, &format!("{duration}_bucket{{{labels},le=\"0.0025\"}} 0"));
     assert_line(&text, &format!("{duration}_bucket{{{labels},le=\"0.005\"}} 5"));

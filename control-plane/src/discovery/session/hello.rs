@@ -68,6 +68,7 @@ pub(super) fn join(
         since: SystemTime::now(),
         ledger: Mutex::new(Ledger { subscriptions, ..Ledger::default() }),
         version: Mutex::new(Version::default()),
+        traffic: Mutex::default(),
         renewals: watch::Sender::new(0),
         superseded: CancellationToken::new(),
     });
