@@ -20,4 +20,12 @@ impl Invalid {
     pub fn value(path: impl Into<String>, message: impl Into<String>) -> Self {
         Self { reason: RejectionReason::InvalidValue, path: path.into(), message: message.into() }
     }
+
+    /// The same, seen from the message that holds the field.
+    #[must_use]
+    pub(crate) fn within(mut self, parent: &str) -> Self {
+        let dot = if self.path.is_empty() { "" } else { "." };
+        self.path = format!("{parent}{dot}{}", self.path);
+        self
+    }
 }

@@ -8,6 +8,7 @@ pub mod authorize;
 pub mod invalid;
 pub mod path;
 pub mod retry;
+pub mod route;
 pub mod split;
 
 pub use invalid::Invalid;

@@ -16,9 +16,39 @@ pub const MAX_WEIGHT: u32 = 1_000_000;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Split {
     backends: Box<[Backend]>,
-    /// `upper[i]` is the sum of the weights up to and including backend `i`.
-    upper: Box<[u64]>,
+    weights: Weights,
     source: Arc<str>,
+}
+
+/// Weights to draw an index by.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Weights {
+    /// `upper[i]` is the sum of the weights up to and including that of index `i`.
+    upper: Box<[u64]>,
+}
+
+impl Weights {
+    pub(crate) fn new(weights: impl Iterator<Item = u32>) -> Self {
+        let mut total = 0;
+        let upper = weights.map(|weight| {
+            total += u64::from(weight);
+            total
+        });
+        Self { upper: upper.collect() }
+    }
+
+    /// The sum of all weights.
+    pub(crate) fn total(&self) -> u64 {
+        self.upper.last().copied().unwrap_or(0)
+    }
+
+    /// With `random` uniform over all of `u64`, each index comes with probability weight / sum of
+    /// weights, to within 2⁻³². The number of weights when they add up to 0.
+    pub(crate) fn draw(&self, random: u64) -> usize {
+        // Multiply and shift maps u64 onto 0..total without a modulo's bias.
+        let point = ((u128::from(random) * u128::from(self.total())) >> 64) as u64;
+        self.upper.partition_point(|upper| *upper <= point)
+    }
 }
 
 /// One target of a split.
@@ -60,10 +90,7 @@ impl Split {
     /// Drawn once per request and kept across its retries.
     #[must_use]
     pub fn draw(&self, random: u64) -> usize {
-        let total = self.upper.last().copied().unwrap_or(0);
-        // Multiply and shift maps u64 onto 0..total without a modulo's bias.
-        let point = ((u128::from(random) * u128::from(total)) >> 64) as u64;
-        self.upper.partition_point(|upper| *upper <= point)
+        self.weights.draw(random)
     }
 }
 
@@ -74,8 +101,7 @@ impl TryFrom<v1::Split> for Split {
         if split.backends.is_empty() || split.backends.len() > MAX_BACKENDS {
             return Err(Invalid::value("backends", format!("name 1 to {MAX_BACKENDS} backends")));
         }
-        let mut total = 0;
-        let mut upper = Vec::with_capacity(split.backends.len());
+        let weights = Weights::new(split.backends.iter().map(|backend| backend.weight));
         let mut backends = Vec::with_capacity(split.backends.len());
         for (index, backend) in split.backends.into_iter().enumerate() {
             let at = |field: &str| format!("backends[{index}].{field}");
@@ -91,8 +117,6 @@ impl TryFrom<v1::Split> for Split {
                 .map(|mapping| Some((port(mapping.from)?, port(mapping.to)?)))
                 .collect::<Option<_>>()
                 .ok_or_else(|| Invalid::value(at("ports"), "ports are 1 to 65535"))?;
-            total += u64::from(backend.weight);
-            upper.push(total);
             backends.push(Backend {
                 service: backend.service.into(),
                 weight: backend.weight,
@@ -102,10 +126,10 @@ impl TryFrom<v1::Split> for Split {
                 ports,
             });
         }
-        if total == 0 {
+        if weights.total() == 0 {
             return Err(Invalid::value("backends", "at least one weight must be above 0"));
         }
-        Ok(Self { backends: backends.into(), upper: upper.into(), source: split.source.into() })
+        Ok(Self { backends: backends.into(), weights, source: split.source.into() })
     }
 }
 
