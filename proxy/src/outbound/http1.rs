@@ -5,27 +5,22 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use heddle_api::names::header;
-use heddle_policy::retry::{Attempted, Failure, Verdict, is_idempotent};
+use heddle_policy::retry::is_idempotent;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{Call, InFlight, draw, may_retry, outcome_of, pick};
-use crate::balance::Outcome;
+use super::{Call, draw};
 use crate::error::{Error, Reason};
-use crate::exchange::{Complete, End, Judgement, Outgoing, Patience, Upstream, exchange};
+use crate::exchange::{Outgoing, Upstream};
 use crate::http::{Answer, KEEP_ALIVE, answer, head_or_answer, linger};
-use crate::http1::{
-    NewField, RequestEdits, RequestHead, RequestTarget, ResponseEdits, ResponseHead, Version,
-    write_request_head, write_response_head,
-};
+use crate::http1::{RequestEdits, RequestHead, RequestTarget, Version, write_request_head};
 use crate::metrics::Direction;
-use crate::pool;
 use crate::snapshot::{Backend, Destination, Endpoint, ServicePort};
 use crate::stream::Conn;
 use crate::tcp;
 use crate::telemetry::{self, RequestRecord};
-use crate::tls::Alpn;
 use crate::worker::Worker;
+
+mod attempt;
 
 /// An answer of this side to a request whose connection then ends.
 pub(super) const OUTBOUND: Answer =
@@ -176,220 +171,10 @@ impl Request<'_> {
         }
     }
 
-    /// Sends the request, to another endpoint as long as the policy allows. The backend stays: the
-    /// draw of the split is made once.
-    async fn attempts(
-        &self,
-        down: &mut Conn,
-        request: &mut Outgoing,
-        backend: &Arc<Backend>,
-    ) -> Result<Ended, Error> {
-        let mut tried = Vec::new();
-        backend.state.budget.request(self.worker.now());
-        loop {
-            let Some(endpoint) = pick(self.worker, self.call, backend, &tried) else {
-                return Err(Error::NoEndpoints(backend.service.clone()));
-            };
-            let mut guard = InFlight::start(self.worker, endpoint, backend);
-            let retries = u32::try_from(tried.len()).unwrap_or(u32::MAX);
-            let attempt = self.attempt(down, request, backend, endpoint, retries).await;
-            let (error, failure) = match attempt {
-                Ok((ended, outcome)) => {
-                    guard.outcome = outcome;
-                    return Ok(ended);
-                }
-                Err(Attempt::Status(status)) => {
-                    guard.outcome = Outcome::Failure;
-                    (Error::NotDelivered, Failure::Status(status))
-                }
-                Err(Attempt::Error(error)) => {
-                    guard.outcome = outcome_of(&error);
-                    let Some(failure) = error.failure() else { return Err(error) };
-                    (error, failure)
-                }
-            };
-            drop(guard);
-            let attempted = Attempted {
-                retries,
-                idempotent: self.facts.idempotent,
-                replayable: request.replayable,
-            };
-            if !may_retry(self.worker, backend, failure, attempted).await {
-                // The last attempt's failure is what a person can act on.
-                return Err(error);
-            }
-            tried.push(endpoint.state.id);
-        }
-    }
-
-    /// One attempt at one endpoint.
-    async fn attempt(
-        &self,
-        down: &mut Conn,
-        request: &mut Outgoing,
-        backend: &Backend,
-        endpoint: &Arc<Endpoint>,
-        retries: u32,
-    ) -> Result<(Ended, Outcome), Attempt> {
-        let begun = Instant::now();
-        let policy = &backend.policy;
-        let patience = Patience {
-            head_by: policy.per_try_timeout.map(|limit| begun + limit),
-            // The built-in hour is for opaque connections; a request waits as long as its client.
-            idle: policy.source.as_ref().and(policy.idle_timeout),
-        };
-        let up = self.upstream(backend, endpoint, patience.head_by).await;
-        let mut up = up.map_err(Attempt::Error)?;
-        let reused = up.reused;
-        let mesh = endpoint.identity.is_some();
-        let mut abandoned = None;
-        let mut reported = None;
-        // The last attempt's answer goes to the client, whatever it is.
-        let may_repeat = |failure| {
-            let attempted =
-                Attempted { retries, idempotent: self.facts.idempotent, replayable: true };
-            !matches!(policy.may_retry(failure, attempted), Verdict::No(_))
-        };
-        let judge = |head: &ResponseHead, buf: &[u8], out: &mut BytesMut| {
-            if mesh && head.field(buf, header::NOT_DELIVERED).next().is_some() {
-                abandoned = Some(Failure::NotProcessed);
-                return Judgement::Abandon;
-            }
-            if !head.is_interim() && may_repeat(Failure::Status(head.status())) {
-                abandoned = Some(Failure::Status(head.status()));
-                return Judgement::Abandon;
-            }
-            reported = mesh
-                .then(|| head.field(buf, header::ERROR).next().and_then(Reason::parse))
-                .flatten();
-            Judgement::Forward(self.write_response(head, buf, mesh, out))
-        };
-        let end = exchange(down, &mut up, request, patience, judge).await;
-        match end {
-            End::Complete(complete) => Ok(self.completed(complete, reported, begun, up, endpoint)),
-            End::Switched { status } => {
-                let ended = Ended {
-                    status,
-                    reason: None,
-                    next: Next::Close,
-                    tunnel: Some((up, endpoint.clone())),
-                    endpoint: Some(endpoint.clone()),
-                };
-                Ok((ended, Outcome::Success(begun.elapsed())))
-            }
-            End::Abandoned => Err(match abandoned {
-                Some(Failure::Status(status)) => Attempt::Status(status),
-                _ => Attempt::Error(Error::NotDelivered),
-            }),
-            // A kept connection may have been closed by a plain server just as it was used again;
-            // no byte of an answer came, and what is idempotent may be repeated (RFC 9112, 9.3.1).
-            End::Failed(Error::ConnectionLost(_)) if reused && !mesh && self.facts.idempotent => {
-                Err(Attempt::Error(Error::NotDelivered))
-            }
-            End::Failed(error) => Err(Attempt::Error(error)),
-            End::Refused(refusal) => Err(Attempt::Error(Error::MalformedRequest(refusal))),
-            End::ClientGone => Ok((Ended::gone(), Outcome::Neutral)),
-            End::Broken { status, error } => {
-                down.io.reset_on_drop();
-                let reason = Some(error.reason());
-                let ended = Ended {
-                    status,
-                    reason,
-                    next: Next::Close,
-                    tunnel: None,
-                    endpoint: Some(endpoint.clone()),
-                };
-                Ok((ended, Outcome::Failure))
-            }
-        }
-    }
-
-    fn completed(
-        &self,
-        complete: Complete,
-        reported: Option<Reason>,
-        begun: Instant,
-        up: Upstream,
-        endpoint: &Arc<Endpoint>,
-    ) -> (Ended, Outcome) {
-        let keep = complete.client_reusable && self.facts.keep_alive;
-        if complete.upstream_reusable {
-            self.worker.pool.put(endpoint, up);
-        }
-        let outcome = if complete.status >= 500 {
-            Outcome::Failure
-        } else {
-            Outcome::Success(complete.head_at - begun)
-        };
-        let next = if keep { Next::Request } else { Next::Linger };
-        (
-            Ended {
-                status: complete.status,
-                reason: reported,
-                next,
-                tunnel: None,
-                endpoint: Some(endpoint.clone()),
-            },
-            outcome,
-        )
-    }
-
-    /// A connection for the request. To a plain server, what is not idempotent goes on a fresh one:
-    /// a server that closes an idle connection as a request arrives leaves nobody the wiser.
-    async fn upstream(
-        &self,
-        backend: &Backend,
-        endpoint: &Arc<Endpoint>,
-        by: Option<Instant>,
-    ) -> Result<Upstream, Error> {
-        if !self.facts.upgrade
-            && (endpoint.identity.is_some() || self.facts.idempotent)
-            && let Some(up) = self.worker.pool.take(endpoint)
-        {
-            return Ok(up);
-        }
-        let limit = backend.policy.connect_timeout;
-        let connect = pool::connect(self.worker, endpoint, Alpn::Http1, limit);
-        let conn = match by {
-            None => connect.await?,
-            // Nothing has been sent: this is not yet the attempt's own timeout.
-            Some(by) => timeout_at(by, connect)
-                .await
-                .unwrap_or(Err(Error::ConnectTimeout(endpoint.address)))?,
-        };
-        Ok(Upstream::new(conn, endpoint.identity.is_some()))
-    }
-
     /// No other request may follow. Asked when the answer's head is written: a drain may have begun
     /// since the request's.
     fn ends_connection(&self) -> bool {
         !self.facts.keep_alive || self.worker.shared.drain.is_draining()
-    }
-
-    fn write_response(
-        &self,
-        head: &ResponseHead,
-        buf: &[u8],
-        mesh: bool,
-        out: &mut BytesMut,
-    ) -> crate::http1::Delivery {
-        self.answered.set(self.answered.get() || !head.is_interim());
-        // What the inbound proxy says of itself is passed on; what an application says is not.
-        let mut said = [const { None }; 2];
-        if mesh {
-            for (slot, name) in said.iter_mut().zip([header::ERROR, header::ERROR_PROXY]) {
-                *slot = head.field(buf, name).next().and_then(|value| NewField::new(name, value));
-            }
-        }
-        let said = said.iter().flatten().copied().collect::<Vec<_>>();
-        let edits = ResponseEdits {
-            client: self.facts.version,
-            close: self.ends_connection(),
-            rechunk: true,
-            remove: &[],
-            add: &said,
-        };
-        write_response_head(head, buf, &edits, out)
     }
 
     /// Nothing of a response has gone to the client: it gets ours.
@@ -449,12 +234,6 @@ impl Request<'_> {
             },
         );
     }
-}
-
-/// A failed attempt.
-enum Attempt {
-    Error(Error),
-    Status(u16),
 }
 
 impl Ended {

@@ -7,7 +7,7 @@ use super::tree::File;
 pub(crate) const CEILING: usize = 400;
 
 /// Files that were longer when they were written. A number here only ever goes down.
-pub(crate) const LONGER: &[(&str, usize)] = &[("proxy/src/outbound/http1.rs", 429)];
+pub(crate) const LONGER: &[(&str, usize)] = &[];
 
 /// A number of [`LONGER`] may stand this far above the file before it has to be lowered.
 const SLACK: usize = 20;
