@@ -79,10 +79,14 @@ pub mod header {
     pub const ERROR_PROXY: &str = "heddle-error-proxy";
     /// From inbound to outbound, over mesh TLS only: the request was not delivered to the application.
     pub const NOT_DELIVERED: &str = "heddle-not-delivered";
+    /// On a redirect that a proxy made: the rule of the route that says so.
+    pub const ROUTE: &str = "heddle-route";
     /// From inbound to the application: the caller's SPIFFE id, from its certificate.
     pub const CLIENT_ID: &str = "heddle-client-id";
 }
 
 /// What the proxy understands of the wire contract; sent in `Hello.level`. Raised whenever a
-/// resource gains a meaning that an older proxy would get wrong..
-pub const LEVEL: u32 = 1;
+/// resource gains a meaning that an older proxy would get wrong.
+///
+/// 2: `Route`. A proxy of level 1 rejects it and goes on by the Service's Split.
+pub const LEVEL: u32 = 2;

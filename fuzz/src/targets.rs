@@ -93,7 +93,8 @@ const FORWARD: RequestEdits<'static> = RequestEdits {
         80,
     ),
     close: false,
-    remove: &[],
+    host: None,
+    edits: &[],
     add: &[],
 };
 

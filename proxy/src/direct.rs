@@ -28,6 +28,7 @@ mod http1;
 mod http2;
 mod opaque;
 mod plaintext;
+mod routes;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -42,6 +43,7 @@ struct Side {
     store: Store,
     snapshots: watch::Sender<Arc<Snapshot>>,
     drain: drain::Signal,
+    registry: prometheus::Registry,
 }
 
 impl Side {
@@ -49,18 +51,19 @@ impl Side {
         let (snapshots, seen) = watch::channel(Arc::new(Snapshot::empty()));
         let credentials = Arc::new(ca.credentials(&id("shop", account)));
         let (drain, watch) = drain::channel();
+        let registry = prometheus::Registry::new();
         let worker = Worker::new(Arc::new(Shared {
             config: Arc::new(config()),
             snapshots: seen,
             credentials: watch::channel(Some(credentials)).1,
             destinations: Destinations::detached(),
-            metrics: Metrics::register(&prometheus::Registry::new()).unwrap(),
+            metrics: Metrics::register(&registry).unwrap(),
             connections: Connections::new(100),
             inbound: Connections::new(100),
             drain: watch,
             started: Instant::now(),
         }));
-        let mut side = Self { worker, store, snapshots, drain };
+        let mut side = Self { worker, store, snapshots, drain, registry };
         side.publish();
         side
     }

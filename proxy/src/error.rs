@@ -116,6 +116,9 @@ reasons! {
     NotDelivered => "not-delivered" 503 Unavailable Destination Both,
     ConnectionLost => "connection-lost" 502 Unavailable Destination Both,
     ResponseMalformed => "response-malformed" 502 Internal Destination Both,
+    NoRoute => "no-route" 404 Unimplemented Source Outbound,
+    NoBackend => "no-backend" 500 Unavailable Destination Outbound,
+    InvalidBackend => "invalid-backend" 500 Unavailable Destination Outbound,
     RequestTimeout => "request-timeout" 504 DeadlineExceeded Destination Outbound,
     PerTryTimeout => "per-try-timeout" 504 DeadlineExceeded Destination Outbound,
     IdleTimeout => "idle-timeout" 504 DeadlineExceeded Destination Both,
@@ -135,7 +138,7 @@ reasons! {
     // What the caller sent.
     ProtocolMismatch => "protocol-mismatch" 502 Internal Source Both,
     MalformedRequest => "malformed-request" 400 Internal Source Both,
-    AmbiguousPath => "ambiguous-path" 400 Internal Source Inbound,
+    AmbiguousPath => "ambiguous-path" 400 Internal Source Both,
     HeaderLimit => "header-limit" 431 ResourceExhausted Source Both,
     HeadTimeout => "head-timeout" 408 DeadlineExceeded Source Both,
     UpgradeRefused => "upgrade-refused" 501 Unimplemented Source Both,
@@ -200,10 +203,19 @@ pub enum Error {
     /// The destination's answer is not one.
     #[error("{0}")]
     ResponseMalformed(BadResponse),
-    /// `timeouts.request` of the policy.
+    /// Routes are attached to the port, and no rule matches.
+    #[error("no rule of the routes of {0} matches the request")]
+    NoRoute(Arc<str>),
+    /// The rule has nobody to send to.
+    #[error("{0} names no backend with a weight above 0")]
+    NoBackend(Arc<str>),
+    /// The rule's backend is a reference that leads nowhere.
+    #[error("{0} names a backend that does not exist")]
+    InvalidBackend(Arc<str>),
+    /// `timeouts.request` of the policy or of the route.
     #[error("the request took longer than its policy allows")]
     RequestTimeout,
-    /// `timeouts.perTry` of the policy.
+    /// `timeouts.perTry` of the policy, `timeouts.backendRequest` of the route.
     #[error("the attempt took longer than its policy allows")]
     PerTryTimeout,
     /// Nothing moved for too long.
@@ -254,6 +266,9 @@ pub enum Error {
     /// The path could mean two things on a port with path rules.
     #[error("the path could mean two things, and a policy judges paths here")]
     AmbiguousPath,
+    /// The path would walk out of the prefix that the rule puts it under.
+    #[error("the path has a dot segment, and {0} puts it under another prefix")]
+    DotSegment(Arc<str>),
     /// Too many or too long header fields.
     #[error("the header fields exceed a limit: {0}")]
     HeaderLimit(&'static str),
@@ -281,6 +296,9 @@ impl Error {
             Self::NotDelivered => Reason::NotDelivered,
             Self::ConnectionLost(_) => Reason::ConnectionLost,
             Self::ResponseMalformed(_) => Reason::ResponseMalformed,
+            Self::NoRoute(_) => Reason::NoRoute,
+            Self::NoBackend(_) => Reason::NoBackend,
+            Self::InvalidBackend(_) => Reason::InvalidBackend,
             Self::RequestTimeout => Reason::RequestTimeout,
             Self::PerTryTimeout => Reason::PerTryTimeout,
             Self::IdleTimeout => Reason::IdleTimeout,
@@ -297,7 +315,7 @@ impl Error {
             Self::LoopRefused(_) => Reason::LoopRefused,
             Self::ProtocolMismatch { .. } => Reason::ProtocolMismatch,
             Self::MalformedRequest(_) => Reason::MalformedRequest,
-            Self::AmbiguousPath => Reason::AmbiguousPath,
+            Self::AmbiguousPath | Self::DotSegment(_) => Reason::AmbiguousPath,
             Self::HeaderLimit(_) => Reason::HeaderLimit,
             Self::HeadTimeout => Reason::HeadTimeout,
             Self::UpgradeRefused(_) => Reason::UpgradeRefused,
@@ -339,6 +357,9 @@ impl Error {
                 Some(Failure::Unknown)
             }
             Reason::NoEndpoints
+            | Reason::NoRoute
+            | Reason::NoBackend
+            | Reason::InvalidBackend
             | Reason::RequestTimeout
             | Reason::IdleTimeout
             | Reason::CertificateExpired

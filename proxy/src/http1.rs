@@ -30,7 +30,7 @@ mod tests;
 
 pub use body::{BodyDecoder, Progress};
 pub use fields::{Field, FieldKind};
-pub use local::{LocalResponse, write_local_response};
+pub use local::{LocalResponse, RedirectResponse, write_local_response, write_redirect};
 pub use refusal::{BadResponse, Refusal};
 pub(crate) use request::METHOD_BYTES;
 pub use request::RequestHead;

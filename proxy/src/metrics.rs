@@ -35,7 +35,11 @@ pub use series::{OpenConnection, Outcome, RequestSeries, TcpSeries};
 const MAX_SOURCES: usize = 1000;
 /// Series that the control plane is told of; the contract's own limit.
 const MAX_TRAFFIC: usize = 512;
-const OTHER_SOURCE: &str = "other";
+/// Series of outbound requests, and of outbound connections, told apart by what draws the backend;
+/// beyond that `route` and `backend` are `other`. Rules and backends come and go for as long as
+/// their Service stands.
+const MAX_OUTBOUND: usize = 4096;
+const OTHER: &str = "other";
 const UNAUTHENTICATED_SOURCE: &str = "unauthenticated";
 
 /// All metrics of the process.
@@ -164,7 +168,8 @@ struct Key {
     source: Arc<str>,
     /// `namespace/name` on outbound, empty on inbound.
     service: Arc<str>,
-    /// What drew the backend: a TrafficSplit's `namespace/name`, or empty.
+    /// What drew the backend: a rule's `kind/namespace/name[rule]`, a TrafficSplit's
+    /// `namespace/name`, or empty.
     route: Arc<str>,
     /// `namespace/name` on outbound, empty on inbound.
     backend: Arc<str>,
@@ -238,13 +243,13 @@ impl Metrics {
     /// Resolve once per snapshot object, then [`RequestSeries::record`].
     #[must_use]
     pub fn outbound(&self, service: &str, route: &str, backend: &str) -> Arc<RequestSeries> {
-        find_or_add(&self.requests, outbound_key(service, route, backend))
+        find_or_add_outbound(&self.requests, outbound_key(service, route, backend))
     }
 
     /// Opaque connections to one backend of a Service.
     #[must_use]
     pub fn outbound_tcp(&self, service: &str, route: &str, backend: &str) -> Arc<TcpSeries> {
-        find_or_add(&self.tcp, outbound_key(service, route, backend))
+        find_or_add_outbound(&self.tcp, outbound_key(service, route, backend))
     }
 
     /// Requests of one caller; `None` is a plaintext caller. Resolve once per connection.
@@ -349,8 +354,25 @@ fn outbound_key(service: &str, route: &str, backend: &str) -> Key {
     }
 }
 
-fn find_or_add<S: Default>(table: &Table<S>, key: Key) -> Arc<S> {
-    Arc::clone(lock(table).entry(key).or_default())
+fn find_or_add_outbound<S: Default>(table: &Table<S>, mut key: Key) -> Arc<S> {
+    let mut table = lock(table);
+    if let Some(series) = table.get(&key) {
+        return Arc::clone(series);
+    }
+    let is_full = |table: &HashMap<Key, Arc<S>>| {
+        table.keys().filter(|key| key.direction == Direction::Outbound).count() >= MAX_OUTBOUND
+    };
+    if is_full(&table) {
+        // What no backend of a snapshot counts into was given up with its rule, most likely.
+        table.retain(|key, series| {
+            key.direction == Direction::Inbound || Arc::strong_count(series) > 1
+        });
+        if is_full(&table) {
+            key.route = OTHER.into();
+            key.backend = OTHER.into();
+        }
+    }
+    Arc::clone(table.entry(key).or_default())
 }
 
 fn find_or_add_source<S: Default>(table: &Table<S>, source: Option<&SpiffeId>) -> Arc<S> {
@@ -369,7 +391,7 @@ fn find_or_add_source<S: Default>(table: &Table<S>, source: Option<&SpiffeId>) -
         return Arc::clone(series);
     }
     if table.keys().filter(|key| key.direction == Direction::Inbound).count() >= MAX_SOURCES {
-        key.source = OTHER_SOURCE.into();
+        key.source = OTHER.into();
     }
     Arc::clone(table.entry(key).or_default())
 }

@@ -30,6 +30,7 @@ use crate::worker::Worker;
 
 mod http1;
 mod http2;
+mod route;
 
 /// An address outside the mesh may be far away.
 const PASS_THROUGH_TIMEOUT: Duration = Duration::from_secs(10);
@@ -355,7 +356,17 @@ async fn refuse(mut down: Conn, worker: &Rc<Worker>, error: &Error) {
     }
 }
 
-/// Draws the backend of one request or one opaque connection.
+/// What stands behind an address that was known to be somebody's when the connection came: one view
+/// per request, so that a long connection follows every change.
+async fn find_port(worker: &Worker, call: &Call) -> Result<Arc<ServicePort>, Error> {
+    match worker.find_destination(call.original).await? {
+        Destination::Service(port) | Destination::Pod(port) => Ok(port),
+        // It left the mesh's knowledge while the connection was open: the next dial decides.
+        Destination::Unknown => Err(Error::NoEndpoints("destination".into())),
+    }
+}
+
+/// Draws the backend of one request or one opaque connection by the Service's split.
 fn draw<'a>(worker: &Worker, port: &'a ServicePort) -> &'a Arc<Backend> {
     let index = port.split.as_ref().map_or(0, |split| split.draw(worker.random()));
     &port.backends[index]

@@ -13,6 +13,7 @@ use heddle_api::identity::SpiffeId;
 use heddle_api::proto::v1;
 use heddle_policy::authorize::InboundPolicy;
 use heddle_policy::retry::TrafficPolicy;
+use heddle_policy::route::{Changes, RouteTable};
 use heddle_policy::split::Split;
 use ipnet::IpNet;
 
@@ -102,19 +103,46 @@ pub struct ServicePort {
     pub split: Option<Arc<Split>>,
     /// Where a request may go; exactly one when there is no split.
     pub backends: Box<[Arc<Backend>]>,
+    /// What requests follow in place of the split, which is `None` then: opaque connections go to
+    /// the Service itself.
+    pub routes: Option<Routes>,
 }
 
-/// One backend: a Service's port, or a subset of its endpoints.
+/// The routes of a Service's port, with everything a request needs already looked up.
+#[derive(Debug)]
+pub struct Routes {
+    /// The decision.
+    pub table: Arc<RouteTable>,
+    /// What stands behind each rule of `table`, at the same indexes.
+    pub rules: Box<[RuleBackends]>,
+    /// What requests are recorded as that follow no rule.
+    pub unmatched: Arc<Backend>,
+}
+
+/// What stands behind one rule.
+#[derive(Debug)]
+pub struct RuleBackends {
+    /// Where its requests may go, at the indexes of the rule's backends.
+    pub drawn: Box<[Arc<Backend>]>,
+    /// What requests are recorded as that the rule answers itself.
+    pub answers: Arc<Backend>,
+}
+
+/// One backend: a Service's port, or a subset of its endpoints, as one split or rule sees it.
 #[derive(Debug)]
 pub struct Backend {
-    /// `namespace/name`.
+    /// `namespace/name`; empty when it stands for an answer of the proxy itself.
     pub service: Arc<str>,
     /// Its port, after the split's mapping.
     pub port: u16,
     /// Endpoints that may be picked: ready, and on this node when the Service asks for that.
-    pub ready: Box<[Arc<Endpoint>]>,
+    pub ready: Arc<[Arc<Endpoint>]>,
     /// Timeouts, retries and balancing.
     pub policy: Arc<TrafficPolicy>,
+    /// What draws it: a rule's or a split's name, for telemetry; empty when nothing does.
+    pub route: Arc<str>,
+    /// What the rule's filters make of requests and responses; `None` leaves them as they are.
+    pub changes: Option<Arc<Changes>>,
     /// Session affinity by client address.
     pub affinity: bool,
     /// State that outlives the snapshot.

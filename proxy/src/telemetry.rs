@@ -55,16 +55,16 @@ pub fn outbound_request(
     record: &RequestRecord<'_>,
 ) {
     let series = backend.series.get_or_init(|| {
-        worker.shared.metrics.outbound(&port.service, route(port), &backend.service)
+        worker.shared.metrics.outbound(&port.service, &backend.route, &backend.service)
     });
     let tls = record.endpoint.map_or(Tls::None, tls);
-    request(worker, Direction::Outbound, series, tls, &backend.service, record);
+    request(worker, Direction::Outbound, series, tls, Some(backend), record);
 }
 
 /// Records a request to the application. `series` was resolved once for the connection.
 pub fn inbound_request(worker: &Worker, series: &RequestSeries, record: &RequestRecord<'_>) {
     let tls = if record.source.is_some() { Tls::Mutual } else { Tls::None };
-    request(worker, Direction::Inbound, series, tls, "", record);
+    request(worker, Direction::Inbound, series, tls, None, record);
 }
 
 fn request(
@@ -72,7 +72,7 @@ fn request(
     direction: Direction,
     series: &RequestSeries,
     tls: Tls,
-    backend: &str,
+    backend: Option<&Backend>,
     record: &RequestRecord<'_>,
 ) {
     series.record(&Outcome {
@@ -90,7 +90,7 @@ fn request(
     }
 }
 
-fn log_request(direction: Direction, backend: &str, record: &RequestRecord<'_>) {
+fn log_request(direction: Direction, backend: Option<&Backend>, record: &RequestRecord<'_>) {
     let path = &record.path[..record.path.floor_char_boundary(LOGGED_PATH)];
     tracing::info!(
         target: "heddle_proxy::access",
@@ -99,7 +99,8 @@ fn log_request(direction: Direction, backend: &str, record: &RequestRecord<'_>) 
         path,
         peer = %record.peer,
         source = record.source.map(tracing::field::display),
-        backend,
+        route = backend.map_or("", |backend| &*backend.route),
+        backend = backend.map_or("", |backend| &*backend.service),
         endpoint = record.endpoint.map(|endpoint| tracing::field::display(endpoint.address)),
         pod = record.endpoint.map(|endpoint| &*endpoint.pod),
         status = record.status,
@@ -130,7 +131,7 @@ impl<'a> Connection<'a> {
         endpoint: &Endpoint,
     ) -> Self {
         let series = backend.tcp_series.get_or_init(|| {
-            worker.shared.metrics.outbound_tcp(&port.service, route(port), &backend.service)
+            worker.shared.metrics.outbound_tcp(&port.service, &backend.route, &backend.service)
         });
         let open = series.open(tls(endpoint));
         let destination = backend.service.clone();
@@ -189,10 +190,6 @@ impl<'a> Connection<'a> {
             );
         }
     }
-}
-
-fn route(port: &ServicePort) -> &str {
-    port.split.as_ref().map_or("", |split| split.source())
 }
 
 fn tls(endpoint: &Endpoint) -> Tls {

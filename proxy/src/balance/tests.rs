@@ -24,6 +24,8 @@ fn backend(n: u64, balance: Balance) -> Backend {
         port: 80,
         ready,
         policy: Arc::new(TrafficPolicy { balance, ..TrafficPolicy::built_in() }),
+        route: "".into(),
+        changes: None,
         affinity: false,
         state: Arc::new(BackendState::default()),
         series: OnceLock::new(),
@@ -146,7 +148,7 @@ fn ejection_is_capped_at_its_share() {
     };
     let now = Duration::from_secs(1);
     let mut ejected = 0;
-    for endpoint in &backend.ready {
+    for endpoint in backend.ready.iter() {
         for _ in 0..5 {
             endpoint.state.start();
             let out = endpoint.state.finish(Outcome::Failure, now, Some(&breaker), &backend.ready);

@@ -1,11 +1,12 @@
 //! Everything the proxy acts on, as JSON for people and tests. Holds no key and no token.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::Control;
-use crate::snapshot::{Destination, Endpoint, Inbound, ServicePort};
+use crate::snapshot::{Backend, Destination, Endpoint, Inbound, Routes, ServicePort};
 use crate::tls::unix_seconds;
 
 pub(super) fn dump(control: &Control) -> String {
@@ -73,7 +74,7 @@ fn certificate(control: &Control) -> Value {
     }
 }
 
-fn destination(destination: &Destination, idle_s: u64, now: std::time::Duration) -> Value {
+fn destination(destination: &Destination, idle_s: u64, now: Duration) -> Value {
     let (kind, port) = match destination {
         Destination::Unknown => return json!({ "kind": "unknown", "idle_s": idle_s }),
         Destination::Service(port) => ("service", port),
@@ -86,24 +87,43 @@ fn destination(destination: &Destination, idle_s: u64, now: std::time::Duration)
         "protocol": port.protocol.as_str_name(),
         "idle_s": idle_s,
         "backends": backends(port, now),
+        "routes": port.routes.as_ref().map(|routes| rules(routes, now)),
     })
 }
 
-fn backends(port: &ServicePort, now: std::time::Duration) -> Value {
-    let backend = |(index, backend): (usize, &std::sync::Arc<crate::snapshot::Backend>)| {
-        let weight = port.split.as_ref().and_then(|split| split.backends().get(index));
-        json!({
-            "service": &*backend.service,
-            "port": backend.port,
-            "weight": weight.map(|backend| backend.weight),
-            "policy": backend.policy.source.as_deref(),
-            "endpoints": backend.ready.iter().map(|e| endpoint(e, now)).collect::<Vec<_>>(),
-        })
-    };
-    port.backends.iter().enumerate().map(backend).collect()
+fn backends(port: &ServicePort, now: Duration) -> Value {
+    let weight = |index: usize| Some(port.split.as_ref()?.backends().get(index)?.weight);
+    let backends = port.backends.iter().enumerate();
+    backends.map(|(index, drawn)| backend(drawn, weight(index), now)).collect()
 }
 
-fn endpoint(endpoint: &Endpoint, now: std::time::Duration) -> Value {
+/// The rules in the order of the resource; which one a request follows is the policy's decision.
+fn rules(routes: &Routes, now: Duration) -> Value {
+    let rules = routes.table.rules().iter().zip(&routes.rules);
+    rules
+        .map(|(rule, backends)| {
+            let drawn = rule.backends().iter().zip(&backends.drawn);
+            json!({
+                "rule": &*rule.name,
+                "backends": drawn
+                    .map(|(drawn, stands)| backend(stands, Some(drawn.weight), now))
+                    .collect::<Vec<_>>(),
+            })
+        })
+        .collect()
+}
+
+fn backend(backend: &Backend, weight: Option<u32>, now: Duration) -> Value {
+    json!({
+        "service": &*backend.service,
+        "port": backend.port,
+        "weight": weight,
+        "policy": backend.policy.source.as_deref(),
+        "endpoints": backend.ready.iter().map(|e| endpoint(e, now)).collect::<Vec<_>>(),
+    })
+}
+
+fn endpoint(endpoint: &Endpoint, now: Duration) -> Value {
     json!({
         "address": endpoint.address.to_string(),
         "identity": endpoint.identity.as_ref().map(ToString::to_string),

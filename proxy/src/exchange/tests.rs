@@ -26,7 +26,7 @@ fn forward(head: &ResponseHead, buf: &[u8], out: &mut BytesMut) -> Judgement {
         client: Version::Http11,
         close: false,
         rechunk: true,
-        remove: &[],
+        edits: &[],
         add: &[],
     };
     Judgement::Forward(write_response_head(head, buf, &edits, out))

@@ -27,7 +27,8 @@ fn forward_request(bytes: &str) -> String {
         target: RequestTarget::Origin,
         host_if_missing: ADDRESS,
         close: false,
-        remove: &[],
+        host: None,
+        edits: &[],
         add: &[],
     };
     let mut out = BytesMut::new();

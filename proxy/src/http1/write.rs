@@ -8,6 +8,7 @@
 use std::net::SocketAddr;
 
 use bytes::BytesMut;
+use heddle_policy::route::HeaderEdit;
 
 use super::chars;
 use super::fields::{FieldKind, FieldSection};
@@ -36,23 +37,27 @@ impl<'a> NewField<'a> {
 
 /// In which form the target goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RequestTarget {
+pub enum RequestTarget<'a> {
     AsSent,
     /// An absolute form loses scheme and authority, as a server other than a proxy wants it.
     Origin,
+    /// The same, with another path; the query stays. For targets that have a path.
+    Path(&'a str),
 }
 
 /// What the proxy changes in a request.
 #[derive(Clone, Copy, Debug)]
 pub struct RequestEdits<'a> {
-    pub target: RequestTarget,
+    pub target: RequestTarget<'a>,
+    /// In place of the host that was asked for, with a target that does not name it.
+    pub host: Option<&'a str>,
     /// The `Host` of an HTTP/1.0 request that has none, since it goes on as HTTP/1.1: the original
     /// destination, which is all that is known. An empty one would be refused on the next hop.
     pub host_if_missing: SocketAddr,
     /// Tell the server that no other request will follow.
     pub close: bool,
-    /// End-to-end fields taken out, by name. Framing, `Host` and `Upgrade` are not edited so.
-    pub remove: &'a [&'a str],
+    /// Of a route, in end-to-end fields. Framing, `Host` and `Upgrade` are not edited so.
+    pub edits: &'a [HeaderEdit],
     pub add: &'a [NewField<'a>],
 }
 
@@ -66,7 +71,8 @@ pub struct ResponseEdits<'a> {
     /// Send a body that ends with the server's connection as chunks, if the client knows them: the
     /// client's connection survives, and a cut body is seen to be cut.
     pub rechunk: bool,
-    pub remove: &'a [&'a str],
+    /// Of a route, in end-to-end fields.
+    pub edits: &'a [HeaderEdit],
     pub add: &'a [NewField<'a>],
 }
 
@@ -107,16 +113,24 @@ pub fn write_request_head(
         (RequestTarget::Origin, TargetForm::Origin | TargetForm::Absolute) => {
             head.write_origin_form(buf, out);
         }
+        (RequestTarget::Path(path), TargetForm::Origin | TargetForm::Absolute) => {
+            out.extend_from_slice(path.as_bytes());
+            if let Some(query) = head.query(buf) {
+                out.extend_from_slice(b"?");
+                out.extend_from_slice(query.as_bytes());
+            }
+        }
     }
     out.extend_from_slice(b" HTTP/1.1\r\n");
 
-    let named = head.parsed_target().authority.map(|authority| authority.of(buf));
+    let asked = head.parsed_target().authority.map(|authority| authority.of(buf));
+    let named = edits.host.map(str::as_bytes).or(asked);
     match named {
         _ if section.host.is_some() => {}
         Some(authority) => write_field(out, b"Host", authority),
         None => write_field(out, b"Host", edits.host_if_missing.to_string().as_bytes()),
     }
-    write_end_to_end(section, buf, edits.remove, out, |kind| match (kind, named) {
+    write_end_to_end(section, buf, edits.edits, out, |kind| match (kind, named) {
         (FieldKind::Host, Some(authority)) => Fate::Replace(b"Host", authority),
         // An HTTP/1.0 client cannot be sent the 100 that this would cause.
         (FieldKind::Expect, _) if head.version() == Version::Http10 => Fate::Drop,
@@ -137,6 +151,7 @@ pub fn write_request_head(
     if section.te_trailers {
         write_field(out, b"te", b"trailers");
     }
+    write_added(edits.edits, out);
     end_head(edits.add, out);
 }
 
@@ -157,7 +172,7 @@ pub fn write_response_head(
     write_status(head.status(), head.reason(buf), out);
 
     let trailers_lost = delivery.body == BodyDelivery::Payload;
-    write_end_to_end(section, buf, edits.remove, out, |kind| {
+    write_end_to_end(section, buf, edits.edits, out, |kind| {
         let dropped = ends_here(kind) || trailers_lost && kind == FieldKind::Trailer;
         if dropped { Fate::Drop } else { Fate::Forward }
     });
@@ -170,6 +185,7 @@ pub fn write_response_head(
         te: false,
     };
     write_connection(section, buf, options, out);
+    write_added(edits.edits, out);
     end_head(edits.add, out);
     delivery
 }
@@ -241,7 +257,7 @@ fn ends_here(kind: FieldKind) -> bool {
 fn write_end_to_end<'a>(
     section: &FieldSection,
     buf: &[u8],
-    remove: &[&str],
+    edits: &[HeaderEdit],
     out: &mut BytesMut,
     fate: impl Fn(FieldKind) -> Fate<'a>,
 ) {
@@ -251,7 +267,10 @@ fn write_end_to_end<'a>(
     for (index, field) in fields.iter().enumerate() {
         let fate = fate(field.kind);
         let removed = matches!(field.kind, FieldKind::Other | FieldKind::IdempotencyKey)
-            && remove.iter().any(|name| field.name.of(buf).eq_ignore_ascii_case(name.as_bytes()));
+            && edits
+                .iter()
+                .filter(|edit| !edit.keep)
+                .any(|edit| field.name.of(buf).eq_ignore_ascii_case(edit.name.as_bytes()));
         if matches!(fate, Fate::Forward) && !removed {
             continue;
         }
@@ -262,6 +281,15 @@ fn write_end_to_end<'a>(
         }
     }
     out.extend_from_slice(&buf[kept_from..section.end]);
+}
+
+/// What edits put behind the fields that stay. They were checked when the route was taken in.
+pub(super) fn write_added(edits: &[HeaderEdit], out: &mut BytesMut) {
+    for edit in edits {
+        for value in &edit.values {
+            write_field(out, edit.name.as_bytes(), value);
+        }
+    }
 }
 
 fn write_framing(framing: BodyFraming, out: &mut BytesMut) {

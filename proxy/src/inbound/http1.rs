@@ -118,7 +118,8 @@ fn write_head(
         target: RequestTarget::Origin,
         host_if_missing: local,
         close: false,
-        remove: &[],
+        host: None,
+        edits: &[],
         add: client_id.as_slice(),
     };
     write_request_head(head, bytes, &edits, wire);
@@ -217,7 +218,7 @@ impl Request<'_> {
             client: self.facts.version,
             close: self.ends_connection(),
             rechunk: true,
-            remove: &[],
+            edits: &[],
             add: &[],
         };
         write_response_head(head, buf, &edits, out)

@@ -113,6 +113,24 @@ fn series_of_services_that_are_gone_are_dropped_once_nobody_holds_them() {
 }
 
 #[test]
+fn routes_that_come_and_go_do_not_add_up() {
+    let metrics = Metrics::register(&Registry::new()).unwrap();
+    let route = |n: usize| format!("HTTPRoute/shop/web[{n}]");
+    let held: Vec<_> =
+        (0..100).map(|n| metrics.outbound("shop/web", &route(n), "shop/web")).collect();
+    for n in 100..2 * MAX_OUTBOUND {
+        drop(metrics.outbound("shop/web", &route(n), "shop/web"));
+    }
+    assert!(lock(&metrics.requests).len() <= MAX_OUTBOUND);
+    // What is in use is never given up, and is found again.
+    assert!(Arc::ptr_eq(&held[7], &metrics.outbound("shop/web", &route(7), "shop/web")));
+    let more: Vec<_> =
+        (0..MAX_OUTBOUND).map(|n| metrics.outbound("shop/b", &route(n), "shop/b")).collect();
+    assert_eq!(lock(&metrics.requests).len(), MAX_OUTBOUND + 1);
+    assert!(Arc::ptr_eq(more.last().unwrap(), &metrics.outbound("shop/b", OTHER, OTHER)));
+}
+
+#[test]
 fn opaque_connections_are_open_until_dropped() {
     let registry = Registry::new();
     let metrics = Metrics::register(&registry).unwrap();

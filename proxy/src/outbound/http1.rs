@@ -1,4 +1,5 @@
-//! HTTP/1 from the application: per request match → draw → pick → send → retry → record once.
+//! HTTP/1 from the application: per request match → draw → send → record once. Refuses to pick an
+//! endpoint and to decide on retries: its attempts do.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -6,16 +7,21 @@ use std::sync::Arc;
 
 use bytes::BytesMut;
 use heddle_policy::retry::is_idempotent;
+use heddle_policy::route;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{Call, draw};
+use super::route::{Asked, Course, Http1, Redirection, Step, course as find};
+use super::{Call, find_port};
 use crate::error::{Error, Reason};
 use crate::exchange::{Outgoing, Upstream};
 use crate::http::{Answer, KEEP_ALIVE, answer, head_or_answer, linger};
-use crate::http1::{RequestEdits, RequestHead, RequestTarget, Version, write_request_head};
+use crate::http1::{
+    RedirectResponse, RequestEdits, RequestHead, RequestTarget, Version, write_redirect,
+    write_request_head,
+};
 use crate::metrics::Direction;
-use crate::snapshot::{Backend, Destination, Endpoint, ServicePort};
-use crate::stream::Conn;
+use crate::snapshot::{Backend, Endpoint, ServicePort};
+use crate::stream::{Conn, send};
 use crate::tcp;
 use crate::telemetry::{self, RequestRecord};
 use crate::worker::Worker;
@@ -42,40 +48,77 @@ pub(super) async fn serve(mut down: Conn, worker: &Rc<Worker>, call: &Call) {
     let mut wire = BytesMut::new();
     loop {
         let Some(n) = next_head(&mut down, worker, &mut head).await else { return };
-        let request_bytes = down.buf.split_to(n);
-        wire.clear();
-        let edits = RequestEdits {
-            target: RequestTarget::AsSent,
-            host_if_missing: call.original,
-            close: false,
-            remove: &[],
-            add: &[],
+        let started = Instant::now();
+        let bytes = down.buf.split_to(n);
+        let facts = Facts::new(&head, &bytes);
+        let port = match find_port(worker, call).await {
+            Ok(port) => port,
+            Err(error) => return refuse(down, worker, &error, facts).await,
         };
-        write_request_head(&head, &request_bytes, &edits, &mut wire);
+        let course = find_course(worker, &port, call, &head, &bytes);
+        wire.clear();
+        write_head(&head, &bytes, call, &course, &mut wire);
         let mut request = match Outgoing::new(&head, std::mem::take(&mut wire), &mut down) {
             Ok(request) => request,
             Err(refusal) => {
-                return refuse(down, worker, &Error::MalformedRequest(refusal)).await;
+                return refuse(down, worker, &Error::MalformedRequest(refusal), facts).await;
             }
         };
-        let facts = Facts {
-            idempotent: is_idempotent(head.method(&request_bytes)) || head.has_idempotency_key(),
-            head_only: head.is_head(),
-            version: head.version(),
-            keep_alive: head.keep_alive(),
-            upgrade: head.wants_upgrade() || head.is_connect(),
-        };
-        let next =
-            Request { worker, call, facts, started: Instant::now(), answered: Cell::new(false) }
-                .run(down, &mut request, &head, &request_bytes)
-                .await;
-        match next {
+        let answered = Cell::new(false);
+        let asked = Request { worker, call, port: &port, facts, started, answered };
+        match asked.run(down, &mut request, (&head, &bytes), course).await {
             (Next::Request, Some(conn)) => down = conn,
             (Next::Linger, Some(mut conn)) => return linger(&mut conn).await,
             _ => return,
         }
         wire = request.into_buffer();
     }
+}
+
+/// What becomes of the request, by the routes of the port or by its split.
+fn find_course<'p>(
+    worker: &Worker,
+    port: &'p ServicePort,
+    call: &Call,
+    head: &RequestHead,
+    bytes: &[u8],
+) -> Course<'p> {
+    let fields = Http1 { head, bytes };
+    let request = route::Request {
+        method: head.method(bytes),
+        path: head.path(bytes),
+        query: head.query(bytes),
+        fields: &fields,
+    };
+    let asked = Asked { request, authority: head.authority(bytes), original: call.original };
+    find(worker, port, &asked)
+}
+
+fn write_head(
+    head: &RequestHead,
+    bytes: &[u8],
+    call: &Call,
+    course: &Course<'_>,
+    wire: &mut BytesMut,
+) {
+    let changes = course.backend.changes.as_deref();
+    // What CONNECT names is its target.
+    let host = changes.and_then(|changes| changes.host.as_deref()).filter(|_| !head.is_connect());
+    let target = match &course.step {
+        Step::Send(Some(path)) => RequestTarget::Path(path),
+        Step::Send(None) if host.is_some() => RequestTarget::Origin,
+        // What is answered here is written, too: it says where the body is.
+        Step::Send(None) | Step::Redirect(_) | Step::Refuse(_) => RequestTarget::AsSent,
+    };
+    let edits = RequestEdits {
+        target,
+        host,
+        host_if_missing: call.original,
+        close: false,
+        edits: changes.map_or(&[], |changes| &changes.request),
+        add: &[],
+    };
+    write_request_head(head, bytes, &edits, wire);
 }
 
 /// Waits for the next request: idle keep-alive is bounded, and ended by a drain.
@@ -103,9 +146,22 @@ struct Facts {
     upgrade: bool,
 }
 
+impl Facts {
+    fn new(head: &RequestHead, bytes: &[u8]) -> Self {
+        Self {
+            idempotent: is_idempotent(head.method(bytes)) || head.has_idempotency_key(),
+            head_only: head.is_head(),
+            version: head.version(),
+            keep_alive: head.keep_alive(),
+            upgrade: head.wants_upgrade() || head.is_connect(),
+        }
+    }
+}
+
 struct Request<'a> {
     worker: &'a Rc<Worker>,
     call: &'a Call,
+    port: &'a ServicePort,
     facts: Facts,
     started: Instant,
     /// The head of a final response has been written for the client.
@@ -128,29 +184,14 @@ impl Request<'_> {
         &self,
         mut down: Conn,
         request: &mut Outgoing,
-        head: &RequestHead,
-        head_bytes: &[u8],
+        head: (&RequestHead, &[u8]),
+        course: Course<'_>,
     ) -> (Next, Option<Conn>) {
-        // One view per request: a long connection follows every change.
-        let port = match self.worker.find_destination(self.call.original).await {
-            Ok(Destination::Service(port) | Destination::Pod(port)) => port,
-            Ok(Destination::Unknown) => {
-                // It left the mesh's knowledge while the connection was open: the next dial decides.
-                let error = Error::NoEndpoints("destination".into());
-                self.answer(&mut down, &error, true).await;
-                return (Next::Linger, Some(down));
-            }
-            Err(error) => {
-                self.answer(&mut down, &error, true).await;
-                return (Next::Linger, Some(down));
-            }
-        };
-        let backend = draw(self.worker, &port).clone();
-        let deadline = backend.policy.request_timeout.map(|limit| self.started + limit);
-        let attempts = self.attempts(&mut down, request, &backend);
-        let outcome = match deadline {
-            None => attempts.await,
-            Some(by) => timeout_at(by, attempts).await.unwrap_or(Err(Error::RequestTimeout)),
+        let backend = course.backend;
+        let outcome = match course.step {
+            Step::Send(_) => self.send(&mut down, request, backend).await,
+            Step::Redirect(to) => Ok(self.redirect(&mut down, request, &to).await),
+            Step::Refuse(error) => Err(error),
         };
         let ended = match outcome {
             Ok(ended) => ended,
@@ -161,13 +202,28 @@ impl Request<'_> {
             }
             Err(error) => self.fail(&mut down, request, &error).await,
         };
-        self.record(&port, &backend, head, head_bytes, &ended);
+        self.record(backend, head, &ended);
         match ended.tunnel {
             Some(tunnel) => {
-                self.tunnel(down, tunnel, &port, &backend).await;
+                self.tunnel(down, tunnel, backend).await;
                 (Next::Close, None)
             }
             None => (ended.next, Some(down)),
+        }
+    }
+
+    /// Brings the request to the backend within the time it may take.
+    async fn send(
+        &self,
+        down: &mut Conn,
+        request: &mut Outgoing,
+        backend: &Arc<Backend>,
+    ) -> Result<Ended, Error> {
+        let deadline = backend.policy.request_timeout.map(|limit| self.started + limit);
+        let attempts = self.attempts(down, request, backend);
+        match deadline {
+            None => attempts.await,
+            Some(by) => timeout_at(by, attempts).await.unwrap_or(Err(Error::RequestTimeout)),
         }
     }
 
@@ -180,19 +236,21 @@ impl Request<'_> {
     /// Nothing of a response has gone to the client: it gets ours.
     async fn fail(&self, down: &mut Conn, request: &Outgoing, error: &Error) -> Ended {
         let close = self.ends_connection() || !request.is_complete();
-        self.answer(down, error, close).await;
-        let facts = error.reason().facts();
-        Ended {
-            status: facts.status,
-            reason: Some(error.reason()),
-            next: if close { Next::Linger } else { Next::Request },
-            tunnel: None,
-            endpoint: None,
-        }
+        let head_only = self.facts.head_only;
+        answer(down, error, Answer { head_only, close, ..OUTBOUND }).await;
+        Ended::local(error.reason().facts().status, Some(error.reason()), close)
     }
 
-    async fn answer(&self, down: &mut Conn, error: &Error, close: bool) {
-        answer(down, error, Answer { head_only: self.facts.head_only, close, ..OUTBOUND }).await;
+    /// The rule sends the caller elsewhere.
+    async fn redirect(&self, down: &mut Conn, request: &Outgoing, to: &Redirection<'_>) -> Ended {
+        let close = self.ends_connection() || !request.is_complete();
+        let Redirection { status, rule, edits, .. } = *to;
+        let mut out = BytesMut::new();
+        let response = RedirectResponse { status, location: &to.location, rule, edits, close };
+        write_redirect(&response, &mut out);
+        // A client that is gone has no use for the answer.
+        let _ = send(&mut down.io, &out).await;
+        Ended::local(status, None, close)
     }
 
     /// After 101, or 2xx to CONNECT: opaque bytes until both sides have closed.
@@ -200,30 +258,22 @@ impl Request<'_> {
         &self,
         down: Conn,
         (up, endpoint): (Upstream, Arc<Endpoint>),
-        port: &ServicePort,
         backend: &Backend,
     ) {
-        let record = telemetry::Connection::outbound(self.worker, port, backend, &endpoint);
+        let record = telemetry::Connection::outbound(self.worker, self.port, backend, &endpoint);
         let idle = backend.policy.idle_timeout;
         let transfer = tcp::forward(down, up.conn, idle, std::future::pending()).await;
         record.end(&transfer);
     }
 
-    fn record(
-        &self,
-        port: &ServicePort,
-        backend: &Backend,
-        head: &RequestHead,
-        head_bytes: &[u8],
-        ended: &Ended,
-    ) {
+    fn record(&self, backend: &Backend, (head, bytes): (&RequestHead, &[u8]), ended: &Ended) {
         telemetry::outbound_request(
             self.worker,
-            port,
+            self.port,
             backend,
             &RequestRecord {
-                method: head.method(head_bytes),
-                path: head.path(head_bytes),
+                method: head.method(bytes),
+                path: head.path(bytes),
                 peer: self.call.peer,
                 endpoint: ended.endpoint.as_deref(),
                 source: None,
@@ -241,10 +291,16 @@ impl Ended {
     fn gone() -> Self {
         Self { status: 0, reason: None, next: Next::Close, tunnel: None, endpoint: None }
     }
+
+    /// The answer was made here.
+    fn local(status: u16, reason: Option<Reason>, close: bool) -> Self {
+        let next = if close { Next::Linger } else { Next::Request };
+        Self { status, reason, next, tunnel: None, endpoint: None }
+    }
 }
 
-async fn refuse(mut down: Conn, worker: &Worker, error: &Error) {
+async fn refuse(mut down: Conn, worker: &Worker, error: &Error, facts: Facts) {
     telemetry::connection_error(worker, Direction::Outbound, error);
-    answer(&mut down, error, OUTBOUND).await;
+    answer(&mut down, error, Answer { head_only: facts.head_only, ..OUTBOUND }).await;
     linger(&mut down).await;
 }

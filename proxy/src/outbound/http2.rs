@@ -1,15 +1,19 @@
-//! HTTP/2 and gRPC from the application: per request draw → pick → send → retry → record once.
+//! HTTP/2 and gRPC from the application: per request match → draw → pick → send → retry → record once.
 
 use std::rc::Rc;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use heddle_api::names::header;
 use heddle_policy::retry::{Attempted, Failure, is_idempotent};
-use http::{HeaderMap, Method, Request, Response};
+use http::header::{HOST, LOCATION};
+use http::uri::Authority;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use tokio::time::{Duration, Instant, timeout, timeout_at};
 
-use super::{Call, InFlight, draw, may_retry, outcome_of, pick};
+use super::route::{self, Asked, Course, Redirection, Step, edit, rewrite};
+use super::{Call, InFlight, find_port, may_retry, outcome_of, pick};
 use crate::balance::Outcome;
 use crate::error::{Error, Reason};
 use crate::http2::{
@@ -17,7 +21,7 @@ use crate::http2::{
 };
 use crate::metrics::Direction;
 use crate::pool::streams::Lease;
-use crate::snapshot::{Backend, Destination, Endpoint, ServicePort};
+use crate::snapshot::{Backend, Endpoint, ServicePort};
 use crate::stream::Conn;
 use crate::telemetry::{self, RequestRecord};
 use crate::worker::Worker;
@@ -110,23 +114,31 @@ async fn respond(
         reason: None,
         started: Instant::now(),
     });
-    match send(&mut pending, request).await {
-        Ok(response) => {
+    let local = match send(&mut pending, request).await {
+        Ok(Answered::Application(response)) => {
             pending.status = response.status().as_u16();
             let (head, body) = response.into_parts();
             let body =
                 ResponseBody::upstream(body, &head.headers, Recorder(pending).into_closure());
-            Response::from_parts(head, body)
+            return Response::from_parts(head, body);
         }
+        Ok(Answered::Rule(response)) => response,
         Err(error) => {
-            let response = answer(&error, Direction::Outbound, grpc, false);
-            pending.status = response.status().as_u16();
             pending.reason = Some(error.reason());
-            let (head, body) = response.into_parts();
-            let body = ResponseBody::local(body, &head.headers, Recorder(pending).into_closure());
-            Response::from_parts(head, body)
+            answer(&error, Direction::Outbound, grpc, false)
         }
-    }
+    };
+    pending.status = local.status().as_u16();
+    let (head, body) = local.into_parts();
+    let body = ResponseBody::local(body, &head.headers, Recorder(pending).into_closure());
+    Response::from_parts(head, body)
+}
+
+/// Who answers.
+enum Answered {
+    Application(Response<Incoming>),
+    /// A rule of a route, by the caller's own proxy.
+    Rule(Response<Bytes>),
 }
 
 /// Gives both kinds of answer one closure type.
@@ -138,29 +150,66 @@ impl Recorder {
     }
 }
 
-async fn send(
-    pending: &mut Pending,
-    mut request: Request<Incoming>,
-) -> Result<Response<Incoming>, Error> {
+async fn send(pending: &mut Pending, mut request: Request<Incoming>) -> Result<Answered, Error> {
     let worker = pending.worker.clone();
     if request.method() == Method::CONNECT {
         return Err(Error::UpgradeRefused("CONNECT over HTTP/2"));
     }
     prepare(&mut request)?;
-    // One view per request: a long connection follows every change.
-    let port = match worker.find_destination(pending.call.original).await? {
-        Destination::Service(port) | Destination::Pod(port) => port,
-        Destination::Unknown => return Err(Error::NoEndpoints("destination".into())),
+    let port = find_port(&worker, &pending.call).await?;
+    let course = find_course(&worker, &port, &pending.call, &request);
+    pending.port = Some(port.clone());
+    pending.backend = Some(course.backend.clone());
+    let path = match course.step {
+        Step::Send(path) => path,
+        Step::Redirect(to) => return redirect(&to).map(Answered::Rule),
+        Step::Refuse(error) => return Err(error),
     };
-    let backend = draw(&worker, &port).clone();
-    pending.port = Some(port);
-    pending.backend = Some(backend.clone());
-    let deadline = backend.policy.request_timeout.map(|limit| pending.started + limit);
-    let attempts = attempts(pending, request, &backend);
-    match deadline {
-        None => attempts.await,
-        Some(by) => timeout_at(by, attempts).await.unwrap_or(Err(Error::RequestTimeout)),
+    let backend = course.backend;
+    let (mut head, body) = request.into_parts();
+    if let Some(changes) = &backend.changes {
+        rewrite(&mut head, changes, path)?;
     }
+    let deadline = backend.policy.request_timeout.map(|limit| pending.started + limit);
+    let attempts = attempts(pending, Request::from_parts(head, body), backend);
+    let mut response = match deadline {
+        None => attempts.await?,
+        Some(by) => timeout_at(by, attempts).await.unwrap_or(Err(Error::RequestTimeout))?,
+    };
+    if let Some(changes) = &backend.changes {
+        edit(response.headers_mut(), &changes.response)?;
+    }
+    Ok(Answered::Application(response))
+}
+
+/// What becomes of the request, by the routes of the port or by its split.
+fn find_course<'p>(
+    worker: &Worker,
+    port: &'p ServicePort,
+    call: &Call,
+    request: &Request<Incoming>,
+) -> Course<'p> {
+    let uri = request.uri();
+    let authority = uri.authority().map(Authority::as_str);
+    let fields = route::Http2 { headers: request.headers(), authority };
+    let named = || request.headers().get(HOST).and_then(|host| host.to_str().ok());
+    let authority = authority.or_else(named);
+    let (method, path, query) = (request.method().as_str(), uri.path(), uri.query());
+    let request = heddle_policy::route::Request { method, path, query, fields: &fields };
+    route::course(worker, port, &Asked { request, authority, original: call.original })
+}
+
+fn redirect(to: &Redirection<'_>) -> Result<Response<Bytes>, Error> {
+    let value = |text: &str| HeaderValue::from_str(text);
+    let broken = |_| Error::Internal("the location of a redirect is no header value");
+    let mut response = Response::new(Bytes::new());
+    *response.status_mut() =
+        StatusCode::from_u16(to.status).map_err(|_| Error::Internal("no status"))?;
+    let headers = response.headers_mut();
+    headers.insert(LOCATION, value(&to.location).map_err(broken)?);
+    headers.insert(header::ROUTE, value(to.rule).map_err(broken)?);
+    edit(headers, to.edits)?;
+    Ok(response)
 }
 
 /// Sends the request, to another endpoint as long as the policy allows.

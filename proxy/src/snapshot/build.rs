@@ -1,6 +1,6 @@
 //! Store → snapshot: every lookup a request would need is done here, once per change.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, LazyLock, OnceLock};
@@ -8,16 +8,46 @@ use std::sync::{Arc, LazyLock, OnceLock};
 use heddle_api::identity::SpiffeId;
 use heddle_api::proto::v1::{self, ResourceType};
 use heddle_policy::retry::TrafficPolicy;
-use heddle_policy::split;
+use heddle_policy::route::RouteTable;
 
 use super::store::{Body, Store};
-use super::{Backend, BackendState, Destination, Endpoint, Entry, Inbound, ServicePort, Snapshot};
+use super::{
+    Backend, BackendState, Destination, Endpoint, Entry, Inbound, Routes, RuleBackends,
+    ServicePort, Snapshot,
+};
 use crate::balance::EndpointState;
 
 static BUILT_IN_POLICY: LazyLock<Arc<TrafficPolicy>> =
     LazyLock::new(|| Arc::new(TrafficPolicy::built_in()));
 
-type Ports = HashMap<(Arc<str>, u16), Arc<ServicePort>>;
+/// A Service's port.
+type Key = (Arc<str>, u16);
+/// Pods that a backend is limited to.
+type Subset = HashSet<Arc<str>>;
+
+/// What one build reads, and what it has made already: a Service with two addresses, or a backend of
+/// a hundred rules, is made once.
+struct Pass<'s> {
+    store: &'s Store,
+    routes: HashMap<&'s str, &'s Arc<RouteTable>>,
+    ports: HashMap<Key, Arc<ServicePort>>,
+    ready: HashMap<Key, Arc<[Arc<Endpoint>]>>,
+}
+
+impl<'s> Pass<'s> {
+    fn new(store: &'s Store) -> Self {
+        let mut routes = HashMap::new();
+        for ((_, name), stored) in &store.resources {
+            let Body::Route(table) = &stored.body else { continue };
+            // The caller's own namespace has the last word, should both be held.
+            match name.split_once('@') {
+                Some((port, _)) => routes.insert(port, table),
+                None => Some(&**routes.entry(&**name).or_insert(table)),
+            };
+        }
+        Self { store, routes, ports: HashMap::new(), ready: HashMap::new() }
+    }
+}
 
 /// State that outlives snapshots: how endpoints fare, when destinations were used.
 #[derive(Default)]
@@ -41,14 +71,14 @@ impl Registry {
         complete: bool,
     ) -> Snapshot {
         let mut snapshot = Snapshot { version, complete, ..Snapshot::empty() };
-        let mut ports = Ports::new();
+        let mut pass = Pass::new(store);
         for ((_, name), stored) in &store.resources {
             match &stored.body {
                 Body::Mesh(mesh) => snapshot.mesh = Some(mesh.clone()),
                 Body::Inbound(policy) => snapshot.inbound = Inbound::Active(policy.clone()),
                 Body::Address(address) => {
                     let Ok(key) = name.parse::<SocketAddr>() else { continue };
-                    let Some(destination) = self.destination(store, address, &mut ports) else {
+                    let Some(destination) = self.destination(&mut pass, address) else {
                         continue;
                     };
                     let last_used = self.used.entry(key).or_default().clone();
@@ -59,7 +89,8 @@ impl Registry {
                 | Body::Service(_)
                 | Body::Endpoints(_)
                 | Body::Split(_)
-                | Body::Policy(_) => {}
+                | Body::Policy(_)
+                | Body::Route(_) => {}
             }
         }
         if store.inbound_unusable {
@@ -79,77 +110,131 @@ impl Registry {
     /// `None` when what the address refers to was rejected and never was good: as if unanswered.
     fn destination(
         &mut self,
-        store: &Store,
+        pass: &mut Pass<'_>,
         address: &v1::address::Kind,
-        ports: &mut Ports,
     ) -> Option<Destination> {
         match address {
             v1::address::Kind::Unknown(_) => Some(Destination::Unknown),
             v1::address::Kind::Service(reference) => {
                 let key =
                     (Arc::from(reference.service.as_str()), u16::try_from(reference.port).ok()?);
-                if let Some(done) = ports.get(&key) {
+                if let Some(done) = pass.ports.get(&key) {
                     return Some(Destination::Service(done.clone()));
                 }
-                let port = Arc::new(self.service_port(store, &key.0, key.1)?);
-                ports.insert(key, port.clone());
+                let port = Arc::new(self.service_port(pass, &key.0, key.1)?);
+                pass.ports.insert(key, port.clone());
                 Some(Destination::Service(port))
             }
-            v1::address::Kind::Pod(pod) => self.pod_port(store, pod).map(Destination::Pod),
+            v1::address::Kind::Pod(pod) => self.pod_port(pass.store, pod).map(Destination::Pod),
         }
     }
 
-    fn service_port(&mut self, store: &Store, name: &Arc<str>, port: u16) -> Option<ServicePort> {
-        let service = find_service(store, name)?;
-        let protocol = find_protocol(service, port);
-        let split = match store.find(ResourceType::Split, name) {
-            Some(Body::Split(split)) => Some(split.clone()),
+    fn service_port(
+        &mut self,
+        pass: &mut Pass<'_>,
+        name: &Arc<str>,
+        port: u16,
+    ) -> Option<ServicePort> {
+        let protocol = find_protocol(find_service(pass.store, name)?, port);
+        let table = pass.routes.get(&*format!("{name}:{port}")).map(|table| (*table).clone());
+        let routes = table.map(|table| self.routes(pass, table, port));
+        let split = match pass.store.find(ResourceType::Split, name) {
+            // Routes are the more exact word about where requests go.
+            Some(Body::Split(split)) if routes.is_none() => Some(split.clone()),
             _ => None,
         };
         let backends: Box<[_]> = match &split {
-            None => Box::new([Arc::new(self.backend(store, name, port, None))]),
-            Some(split) => split
-                .backends()
-                .iter()
-                .map(|b| Arc::new(self.backend(store, &b.service, b.port_for(port), Some(b))))
-                .collect(),
+            None => Box::new([Arc::new(self.backend(pass, name, port, None))]),
+            Some(split) => {
+                let drawn = |drawn: &heddle_policy::split::Backend| {
+                    let (service, port) = (&drawn.service, drawn.port_for(port));
+                    let backend = self.backend(pass, service, port, drawn.subset.as_ref());
+                    Arc::new(Backend { route: split.source().clone(), ..backend })
+                };
+                split.backends().iter().map(drawn).collect()
+            }
         };
-        Some(ServicePort { service: name.clone(), port, protocol, split, backends })
+        Some(ServicePort { service: name.clone(), port, protocol, split, backends, routes })
+    }
+
+    fn routes(&mut self, pass: &mut Pass<'_>, table: Arc<RouteTable>, port: u16) -> Routes {
+        let rules = table
+            .rules()
+            .iter()
+            .map(|rule| {
+                let drawn = rule.backends().iter().map(|drawn| {
+                    if drawn.invalid {
+                        let service = drawn.service.clone();
+                        return Arc::new(Backend { service, ..nobody(port, &rule.name) });
+                    }
+                    let subset = drawn.subset.as_ref();
+                    let backend = self.backend(pass, &drawn.service, drawn.port, subset);
+                    let changes = &drawn.changes;
+                    let idle = changes.keep_request() && changes.response.is_empty();
+                    Arc::new(Backend {
+                        policy: rule.overlay(&backend.policy),
+                        route: rule.name.clone(),
+                        changes: (!idle).then(|| changes.clone()),
+                        ..backend
+                    })
+                });
+                let drawn = drawn.collect();
+                RuleBackends { drawn, answers: Arc::new(nobody(port, &rule.name)) }
+            })
+            .collect();
+        Routes { table, rules, unmatched: Arc::new(nobody(port, &"".into())) }
     }
 
     /// A backend whose Service is missing has no endpoints: its share answers 503.
     fn backend(
         &mut self,
-        store: &Store,
+        pass: &mut Pass<'_>,
         name: &Arc<str>,
         port: u16,
-        subset: Option<&split::Backend>,
+        subset: Option<&Subset>,
     ) -> Backend {
-        let service = find_service(store, name);
-        let local_only = service.is_some_and(|s| s.local_only);
+        let key = (name.clone(), port);
+        let made = pass.ready.get(&key).filter(|_| subset.is_none());
+        let ready = match made {
+            Some(ready) => ready.clone(),
+            None => self.ready(pass.store, name, port, subset),
+        };
+        if subset.is_none() {
+            pass.ready.insert(key.clone(), ready.clone());
+        }
+        Backend {
+            service: name.clone(),
+            port,
+            ready,
+            policy: find_policy(pass.store, name),
+            route: "".into(),
+            changes: None,
+            affinity: find_service(pass.store, name).is_some_and(|s| s.affinity_seconds > 0),
+            state: self.backends.entry(key).or_default().clone(),
+            series: OnceLock::new(),
+            tcp_series: OnceLock::new(),
+        }
+    }
+
+    fn ready(
+        &mut self,
+        store: &Store,
+        name: &str,
+        port: u16,
+        subset: Option<&Subset>,
+    ) -> Arc<[Arc<Endpoint>]> {
+        let local_only = find_service(store, name).is_some_and(|s| s.local_only);
         let list = match store.find(ResourceType::Endpoints, &format!("{name}:{port}")) {
             Some(Body::Endpoints(list)) => list.as_slice(),
             _ => &[],
         };
         let node = self.node.clone();
-        let pods = subset.and_then(|backend| backend.subset.as_ref());
-        let ready = list
-            .iter()
+        list.iter()
             .filter(|e| e.ready)
             .filter(|e| !local_only || node.as_deref() == Some(e.node.as_str()))
-            .filter(|e| pods.is_none_or(|pods| pods.contains(e.pod.as_str())))
+            .filter(|e| subset.is_none_or(|pods| pods.contains(e.pod.as_str())))
             .filter_map(|endpoint| self.endpoint(endpoint))
-            .collect();
-        Backend {
-            service: name.clone(),
-            port,
-            ready,
-            policy: find_policy(store, name),
-            affinity: service.is_some_and(|s| s.affinity_seconds > 0),
-            state: self.backends.entry((name.clone(), port)).or_default().clone(),
-            series: OnceLock::new(),
-            tcp_series: OnceLock::new(),
-        }
+            .collect()
     }
 
     fn pod_port(&mut self, store: &Store, pod: &v1::PodPort) -> Option<Arc<ServicePort>> {
@@ -160,8 +245,10 @@ impl Registry {
         let backend = Backend {
             service: service.clone(),
             port,
-            ready: Box::new([endpoint]),
+            ready: Arc::new([endpoint]),
             policy: find_policy(store, &service),
+            route: "".into(),
+            changes: None,
             affinity: false,
             state: self.backends.entry((service.clone(), port)).or_default().clone(),
             series: OnceLock::new(),
@@ -173,6 +260,7 @@ impl Registry {
             protocol: pod.protocol(),
             split: None,
             backends: Box::new([Arc::new(backend)]),
+            routes: None,
         }))
     }
 
@@ -200,6 +288,22 @@ impl Registry {
             workload: endpoint.workload.as_str().into(),
             state,
         }))
+    }
+}
+
+/// What stands for requests that are answered without a backend.
+fn nobody(port: u16, route: &Arc<str>) -> Backend {
+    Backend {
+        service: "".into(),
+        port,
+        ready: Arc::new([]),
+        policy: BUILT_IN_POLICY.clone(),
+        route: route.clone(),
+        changes: None,
+        affinity: false,
+        state: Arc::default(),
+        series: OnceLock::new(),
+        tcp_series: OnceLock::new(),
     }
 }
 

@@ -8,6 +8,7 @@ use heddle_api::proto::v1::{self, RejectionReason, ResourceType};
 use heddle_policy::Invalid;
 use heddle_policy::authorize::InboundPolicy;
 use heddle_policy::retry::TrafficPolicy;
+use heddle_policy::route::RouteTable;
 use heddle_policy::split::Split;
 use prost::Message;
 
@@ -45,6 +46,7 @@ pub(super) enum Body {
     Endpoints(Vec<v1::Endpoint>),
     Split(Arc<Split>),
     Policy(Arc<TrafficPolicy>),
+    Route(Arc<RouteTable>),
 }
 
 impl Store {
@@ -195,7 +197,8 @@ fn decode(kind: ResourceType, resource: &v1::Resource) -> Result<Body, Invalid> 
         ResourceType::Endpoints => Body::Endpoints(endpoints(parse(body)?)?),
         ResourceType::Split => Body::Split(Arc::new(parse::<v1::Split>(body)?.try_into()?)),
         ResourceType::Policy => Body::Policy(Arc::new(parse::<v1::Policy>(body)?.try_into()?)),
-        ResourceType::Route | ResourceType::Unspecified => {
+        ResourceType::Route => Body::Route(Arc::new(parse::<v1::Route>(body)?.try_into()?)),
+        ResourceType::Unspecified => {
             return Err(Invalid {
                 reason: RejectionReason::UnknownType,
                 path: "type".into(),

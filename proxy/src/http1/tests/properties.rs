@@ -140,7 +140,8 @@ proptest! {
                 target: RequestTarget::AsSent,
                 host_if_missing: ADDRESS,
                 close: false,
-                remove: &[],
+                host: None,
+                edits: &[],
                 add: &[],
             };
             let mut out = BytesMut::new();

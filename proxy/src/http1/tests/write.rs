@@ -1,5 +1,7 @@
 //! What goes on to the next hop.
 
+use heddle_policy::route::HeaderEdit;
+
 use super::BodyDelivery::{Payload, Rechunk, Verbatim};
 use super::*;
 
@@ -80,11 +82,13 @@ fn edits_of_requests() {
     let bytes =
         b"GET http://a/p HTTP/1.1\r\nHost: a\r\nTraceparent: old\r\nX: y\r\ntraceparent: 2\r\n\r\n";
     let (head, _) = parse_request(bytes).unwrap();
+    let edits = ["traceparent", "host", "connection"].map(|name| edit(name, false, &[]));
     let edits = RequestEdits {
         target: RequestTarget::AsSent,
+        host: None,
         host_if_missing: ADDRESS,
         close: true,
-        remove: &["traceparent", "host", "connection"],
+        edits: &edits,
         add: &[NewField::new("traceparent", b"new").unwrap()],
     };
     let mut out = BytesMut::from("kept");
@@ -92,6 +96,95 @@ fn edits_of_requests() {
     let expected = "keptGET http://a/p HTTP/1.1\r\nHost: a\r\nX: y\r\nconnection: close\r\n\
                     traceparent: new\r\n\r\n";
     assert_eq!(out, expected);
+}
+
+fn edit(name: &str, keep: bool, values: &[&str]) -> HeaderEdit {
+    let values = values.iter().map(|value| value.as_bytes().into()).collect();
+    HeaderEdit { name: name.into(), keep, values }
+}
+
+#[test]
+fn a_route_changes_target_host_and_fields() {
+    let edits = [
+        edit("x-set", false, &["new"]),
+        edit("x-add", true, &["1", "2"]),
+        edit("x-gone", false, &[]),
+    ];
+    let changed = RequestEdits {
+        target: RequestTarget::Path("/q"),
+        host: Some("b"),
+        host_if_missing: ADDRESS,
+        close: false,
+        edits: &edits,
+        add: &[NewField::new("heddle-client-id", b"us").unwrap()],
+    };
+    let tail = "x-set: new\r\nx-add: 1\r\nx-add: 2\r\nheddle-client-id: us\r\n\r\n";
+    for (sent, edits, want) in [
+        (
+            "GET /p?a=b HTTP/1.1\r\nX-Set: old\r\nHost: a:80\r\nX-Add: 0\r\nx-gone: y\r\n\
+             X-SET: old\r\n\r\n",
+            changed,
+            "GET /q?a=b HTTP/1.1\r\nHost: b\r\nX-Add: 0\r\n",
+        ),
+        (
+            "GET http://a/p?a=b HTTP/1.1\r\nHost: other\r\n\r\n",
+            changed,
+            "GET /q?a=b HTTP/1.1\r\nHost: b\r\n",
+        ),
+        (
+            "GET http://a?a=b HTTP/1.1\r\nHost: other\r\n\r\n",
+            RequestEdits { target: RequestTarget::Origin, ..changed },
+            "GET /?a=b HTTP/1.1\r\nHost: b\r\n",
+        ),
+        ("GET /p HTTP/1.0\r\n\r\n", changed, "GET /q HTTP/1.1\r\nHost: b\r\n"),
+        (
+            "OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n",
+            RequestEdits { target: RequestTarget::Origin, ..changed },
+            "OPTIONS * HTTP/1.1\r\nHost: b\r\n",
+        ),
+    ] {
+        let (head, _) = parse_request(sent.as_bytes()).unwrap();
+        let mut out = BytesMut::new();
+        write_request_head(&head, sent.as_bytes(), &edits, &mut out);
+        assert_eq!(out, format!("{want}{tail}"), "{sent}");
+    }
+}
+
+#[test]
+fn a_route_changes_the_answers_fields() {
+    let edits = [edit("server", false, &["us"]), edit("set-cookie", true, &["b=2"])];
+    let edits = ResponseEdits {
+        client: Version::Http11,
+        close: false,
+        rechunk: false,
+        edits: &edits,
+        add: &[],
+    };
+    let (got, _) = forward_response(
+        GET,
+        "HTTP/1.1 200 OK\r\nServer: app\r\nset-cookie: a=1\r\nContent-Length: 2\r\n\r\n",
+        &edits,
+    );
+    let want = "HTTP/1.1 200 OK\r\nset-cookie: a=1\r\ncontent-length: 2\r\nserver: us\r\n\
+                set-cookie: b=2\r\n\r\n";
+    assert_eq!(got, want);
+}
+
+#[test]
+fn a_redirect_says_where_and_which_rule() {
+    let edits = [edit("x", true, &["y"])];
+    let response = RedirectResponse {
+        status: 308,
+        location: "http://b/p",
+        rule: "HTTPRoute/shop/web[0]",
+        edits: &edits,
+        close: true,
+    };
+    let mut out = BytesMut::new();
+    write_redirect(&response, &mut out);
+    let want = "HTTP/1.1 308 Permanent Redirect\r\nlocation: http://b/p\r\ncontent-length: 0\r\n\
+                heddle-route: HTTPRoute/shop/web[0]\r\nconnection: close\r\nx: y\r\n\r\n";
+    assert_eq!(out, want);
 }
 
 #[test]
@@ -114,7 +207,7 @@ fn forward_response(
 }
 
 const PLAIN: ResponseEdits<'static> =
-    ResponseEdits { client: Version::Http11, close: false, rechunk: false, remove: &[], add: &[] };
+    ResponseEdits { client: Version::Http11, close: false, rechunk: false, edits: &[], add: &[] };
 
 const OLD: ResponseEdits<'static> = ResponseEdits { client: Version::Http10, ..PLAIN };
 const CLOSE: ResponseEdits<'static> = ResponseEdits { close: true, ..PLAIN };

@@ -106,7 +106,7 @@ impl Request<'_> {
             reported = mesh
                 .then(|| head.field(buf, header::ERROR).next().and_then(Reason::parse))
                 .flatten();
-            Judgement::Forward(self.write_response(head, buf, mesh, out))
+            Judgement::Forward(self.write_response(head, buf, (mesh, backend), out))
         };
         let end = exchange(down, &mut up, request, patience, judge).await;
         match end {
@@ -208,7 +208,7 @@ impl Request<'_> {
         &self,
         head: &ResponseHead,
         buf: &[u8],
-        mesh: bool,
+        (mesh, backend): (bool, &Backend),
         out: &mut BytesMut,
     ) -> crate::http1::Delivery {
         self.answered.set(self.answered.get() || !head.is_interim());
@@ -220,11 +220,13 @@ impl Request<'_> {
             }
         }
         let said = said.iter().flatten().copied().collect::<Vec<_>>();
+        // Filters speak of the answer, not of what comes before it.
+        let changes = backend.changes.as_deref().filter(|_| !head.is_interim());
         let edits = ResponseEdits {
             client: self.facts.version,
             close: self.ends_connection(),
             rechunk: true,
-            remove: &[],
+            edits: changes.map_or(&[], |changes| &changes.response),
             add: &said,
         };
         write_response_head(head, buf, &edits, out)
