@@ -57,6 +57,10 @@ pub const API_VERSION: &str = "heddle.io/v1alpha1";
 pub const TRUST_BUNDLE_CONFIG_MAP: &str = "heddle-trust-bundle";
 /// Key of [`TRUST_BUNDLE_CONFIG_MAP`]: PEM certificates.
 pub const TRUST_BUNDLE_KEY: &str = "trust-bundle.pem";
+/// Secret with the issuing certificate and its key, in the layout of cert-manager.
+pub const TRUST_ROOT_SECRET: &str = "heddle-trust-root";
+/// Secret with every root that proxies are told of, also those that are on their way out.
+pub const TRUST_ANCHORS_SECRET: &str = "heddle-trust-anchors";
 /// Audience of the service-account tokens that proxies present.
 pub const TOKEN_AUDIENCE: &str = "heddle";
 /// Field manager of everything the control plane writes.

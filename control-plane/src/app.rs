@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use heddle_runtime::admin::{Admin, Readiness};
 use heddle_runtime::drain::{self, Drained};
@@ -13,10 +13,9 @@ use heddle_runtime::telemetry::LevelHandle;
 use prometheus::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::admin::Dumps;
-use crate::authn::TokenKey;
+use crate::authn::Verifier;
 use crate::ca::Authority;
 use crate::ca::bundle::Bundle;
 use crate::catalog::Catalog;
@@ -41,6 +40,7 @@ pub struct App {
     pub(crate) metrics: Metrics,
     pub(crate) gates: Gates,
     pub(crate) drain: drain::Watch,
+    pub(crate) fleet: Fleet,
     stall_limit: Duration,
     signal: drain::Signal,
 }
@@ -54,9 +54,10 @@ pub(crate) struct Sourced {
 
 /// Who may have a certificate, who signs it, and whom everybody trusts.
 pub(crate) struct Trust {
-    pub(crate) authority: Arc<Authority>,
-    pub(crate) bundle: watch::Receiver<Arc<Bundle>>,
-    pub(crate) token_key: watch::Receiver<TokenKey>,
+    /// `None` until there is one.
+    pub(crate) authority: watch::Receiver<Option<Arc<Authority>>>,
+    pub(crate) bundle: watch::Receiver<Option<Arc<Bundle>>>,
+    pub(crate) verifier: Verifier,
 }
 
 /// A control plane that serves.
@@ -89,7 +90,8 @@ impl App {
         let metrics = Metrics::register(&registry)?;
         let (signal, drain) = drain::channel();
         let gates = Gates::new(drain.clone());
-        Ok(Self { config, registry, metrics, gates, drain, stall_limit: STALL_LIMIT, signal })
+        let (fleet, stall_limit) = (Fleet::default(), STALL_LIMIT);
+        Ok(Self { config, registry, metrics, gates, drain, fleet, stall_limit, signal })
     }
 
     /// Starts everything: reads the source, compiles it, serves it.
@@ -117,7 +119,6 @@ impl App {
     pub(crate) async fn serve(self, sourced: Sourced) -> Result<Handle, Error> {
         let Sourced { catalog, versions, trust } = sourced;
         let config = &self.config;
-        record_expiry(&self.metrics, &trust.authority);
         let discovery_listener = discovery::bind(config.listen).await?;
         let admin_listener = bind_admin(config.admin).await?;
         let addresses = Addresses {
@@ -127,14 +128,13 @@ impl App {
 
         let served = self.join(catalog, trust.bundle, &versions);
         let tls = watch::Sender::new(None);
-        let fleet = Fleet::default();
+        let fleet = self.fleet.clone();
         self.gates.follow("sources", served.clone(), |served| {
             served.is_none().then(|| "not read yet".to_owned())
         });
         self.gates.follow("server-certificate", tls.subscribe(), |tls| {
             tls.is_none().then(|| "not issued yet".to_owned())
         });
-        self.gates.follow("token-key", trust.token_key.clone(), |key| key.clone().err());
 
         let admin = Admin {
             ready: self.gates.ready.subscribe(),
@@ -146,7 +146,7 @@ impl App {
             authority: trust.authority,
             served: served.clone(),
             known: versions.known(),
-            token_key: trust.token_key,
+            verifier: trust.verifier,
             fleet: fleet.clone(),
             metrics: self.metrics.clone(),
             csr_per_minute: config.csr_per_minute,
@@ -163,7 +163,7 @@ impl App {
     fn join(
         &self,
         catalog: watch::Receiver<Option<Catalog>>,
-        bundle: watch::Receiver<Arc<Bundle>>,
+        bundle: watch::Receiver<Option<Arc<Bundle>>>,
         versions: &Versions,
     ) -> watch::Receiver<Option<Served>> {
         let (sender, receiver) = watch::channel(None);
@@ -240,17 +240,4 @@ impl Gates {
 async fn bind_admin(address: SocketAddr) -> Result<TcpListener, Error> {
     let listen = |source| Error::Listen { purpose: "admin", address, source };
     TcpListener::bind(address).await.map_err(listen)
-}
-
-fn record_expiry(metrics: &Metrics, authority: &Authority) {
-    let issuer = authority.not_after().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let issuer = i64::try_from(issuer.as_secs()).unwrap_or(i64::MAX);
-    metrics.certificate_expiry.with_label_values(&["issuer"]).set(issuer);
-    let expiries = authority.roots().iter().filter_map(|root| {
-        let (_, parsed) = X509Certificate::from_der(root).ok()?;
-        Some(parsed.validity().not_after.timestamp())
-    });
-    if let Some(earliest) = expiries.min() {
-        metrics.certificate_expiry.with_label_values(&["root"]).set(earliest);
-    }
 }

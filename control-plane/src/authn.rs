@@ -1,9 +1,10 @@
-//! Who asks: bootstrap tokens for certificates, certificates for streams. Decides, and names each
-//! refusal; signs and serves nothing.
+//! Who asks: tokens for certificates, certificates for streams. Decides, and names each refusal;
+//! signs and serves nothing.
 //!
-//! A token is `heddle1.<payload>.<mac>`: both parts base64url without padding, the payload the JSON
-//! of [`Claims`], the MAC HMAC-SHA256 over everything before its dot. It is bound to one pod by name
-//! and uid, and accepted only from that pod's address.
+//! On Kubernetes a token is a pod's service-account token, for the audience `heddle`, and the API
+//! server says whose it is (`review`). In the lab it is `heddle1.<payload>.<mac>`: both parts base64url
+//! without padding, the payload the JSON of [`Claims`], the MAC HMAC-SHA256 over everything before
+//! its dot. Either is bound to one pod by name and uid, and accepted only from that pod's address.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -22,9 +23,12 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::catalog::{Catalog, PodIdentity};
+use crate::kubernetes::token_review::Reviewer;
+use crate::served::Served;
 use crate::state::{self, Polled};
 
 pub mod limits;
+pub mod review;
 
 const TOKEN_PREFIX: &str = "heddle1.";
 const TOKEN_LIMIT: usize = 8 * 1024;
@@ -53,6 +57,28 @@ pub enum Refusal {
     TokenForged,
     #[error("the token has expired")]
     TokenExpired,
+    #[error("there is no token key yet")]
+    KeyMissing,
+    #[error("the token is no service-account token of Kubernetes; project one for audience heddle")]
+    TokenUnreadable,
+    #[error("the token is not for audience heddle; project one that is")]
+    TokenAudience,
+    #[error("the API server does not know the token")]
+    TokenInvalid,
+    #[error("the token's pod or service account has been deleted")]
+    TokenRevoked,
+    #[error("the token is bound to no pod; project it into one")]
+    TokenNotBound,
+    #[error("the API server cannot be asked about the token; try again")]
+    ReviewUnavailable,
+    #[error("too many attempts from this address; try again later")]
+    TooManyAttempts,
+    #[error("the pod is not known here yet; try again")]
+    PodNotSeen,
+    #[error("the pod has no address of its own yet; try again")]
+    PodWithoutAddress,
+    #[error("the pod runs under another service account")]
+    OtherServiceAccount,
     #[error("no live pod of that name")]
     PodUnknown,
     #[error("the token was made for an earlier pod of that name")]
@@ -76,6 +102,17 @@ impl Refusal {
             Self::TokenMalformed => "token_malformed",
             Self::TokenForged => "token_forged",
             Self::TokenExpired => "token_expired",
+            Self::KeyMissing => "key_missing",
+            Self::TokenUnreadable => "token_unreadable",
+            Self::TokenAudience => "token_audience",
+            Self::TokenInvalid => "token_invalid",
+            Self::TokenRevoked => "token_revoked",
+            Self::TokenNotBound => "token_not_bound",
+            Self::ReviewUnavailable => "review_unavailable",
+            Self::TooManyAttempts => "too_many_attempts",
+            Self::PodNotSeen => "pod_not_seen",
+            Self::PodWithoutAddress => "pod_without_address",
+            Self::OtherServiceAccount => "other_service_account",
             Self::PodUnknown => "pod_unknown",
             Self::PodReplaced => "pod_replaced",
             Self::OtherAddress => "other_address",
@@ -94,12 +131,71 @@ impl From<Refusal> for Status {
             | Refusal::TokenMalformed
             | Refusal::TokenForged
             | Refusal::TokenExpired
+            | Refusal::TokenUnreadable
+            | Refusal::TokenAudience
+            | Refusal::TokenInvalid
+            | Refusal::TokenRevoked
+            | Refusal::TokenNotBound
             | Refusal::CertificateMissing
             | Refusal::CertificateName => Self::unauthenticated(message),
-            Refusal::PodUnknown
+            Refusal::KeyMissing
+            | Refusal::ReviewUnavailable
+            | Refusal::PodNotSeen
+            | Refusal::PodWithoutAddress => Self::unavailable(message),
+            Refusal::TooManyAttempts => Self::resource_exhausted(message),
+            Refusal::OtherServiceAccount
+            | Refusal::PodUnknown
             | Refusal::PodReplaced
             | Refusal::OtherAddress
             | Refusal::OtherIdentity => Self::permission_denied(message),
+        }
+    }
+}
+
+/// How tokens are verified: one way for each source.
+#[derive(Debug, Clone)]
+pub enum Verifier {
+    /// By a MAC under a key that the lab shares with the control plane.
+    Mac(watch::Receiver<TokenKey>),
+    /// By asking the API server.
+    Review(Arc<Reviewer>),
+}
+
+/// A refusal, and what the log should say beside it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Denied {
+    pub refusal: Refusal,
+    /// What the token claims and what was said of it. Empty when there is nothing to add.
+    pub detail: String,
+}
+
+impl From<Refusal> for Denied {
+    fn from(refusal: Refusal) -> Self {
+        Self { refusal, detail: String::new() }
+    }
+}
+
+impl Verifier {
+    /// The live pod that `token` proves, presented from `peer`. May wait a little for `served` to
+    /// show a pod that is new.
+    ///
+    /// # Errors
+    /// Names the first thing that does not hold.
+    pub async fn verify(
+        &self,
+        token: &str,
+        peer: IpAddr,
+        served: watch::Receiver<Option<Served>>,
+    ) -> Result<Arc<PodIdentity>, Denied> {
+        match self {
+            Self::Mac(key) => {
+                let key = key.borrow().clone().map_err(|_| Refusal::KeyMissing)?;
+                let current = served.borrow().clone().ok_or(Refusal::PodNotSeen)?;
+                let now = SystemTime::now();
+                let pod = verify_token(&key, token, peer, now, &current.catalog)?;
+                Ok(Arc::new(pod.clone()))
+            }
+            Self::Review(reviewer) => reviewer.verify(token, peer, served).await,
         }
     }
 }

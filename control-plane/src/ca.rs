@@ -14,7 +14,7 @@ use rcgen::{
     SubjectPublicKeyInfo,
 };
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::certification_request::X509CertificationRequest;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -23,6 +23,8 @@ use crate::error::Error;
 use crate::state;
 
 pub mod bundle;
+pub mod rotation;
+pub mod secret;
 
 /// Peers' clocks may be behind ours by this.
 const CLOCK_SKEW: Duration = Duration::from_secs(60);
@@ -39,6 +41,9 @@ pub struct Authority {
     roots: Vec<CertificateDer<'static>>,
     not_after: SystemTime,
     leaf_lifetime: Duration,
+    /// Of the issuing certificate: tells one authority from another, also over a restart.
+    fingerprint: String,
+    lifetime: Duration,
 }
 
 /// A signed leaf.
@@ -119,8 +124,7 @@ impl Authority {
             }
         };
         let root = read_certificates(&certificate_path)?.remove(0);
-        let (issuer, not_after) = load_issuer(&certificate_path, &root, key, now)?;
-        Ok(Self { issuer, intermediates: Vec::new(), roots: vec![root], not_after, leaf_lifetime })
+        Self::assemble(&certificate_path, vec![root.clone()], vec![root], key, leaf_lifetime, now)
     }
 
     fn open_given(
@@ -131,7 +135,7 @@ impl Authority {
         now: SystemTime,
     ) -> Result<Self, Error> {
         let roots = read_certificates(root_path)?;
-        let intermediates = read_certificates(intermediate_path)?;
+        let chain = read_certificates(intermediate_path)?;
         let Some(pem) = state::read_secret(key_path)? else {
             return Err(Error::content(key_path, "does not exist"));
         };
@@ -139,9 +143,31 @@ impl Authority {
         for root in &roots {
             check_ca(root_path, root)?;
         }
-        check_path(intermediate_path, &intermediates, &roots)?;
-        let (issuer, not_after) = load_issuer(intermediate_path, &intermediates[0], key, now)?;
-        Ok(Self { issuer, intermediates, roots, not_after, leaf_lifetime })
+        Self::assemble(intermediate_path, chain, roots, key, leaf_lifetime, now)
+    }
+
+    /// `chain` begins with the issuing certificate and leads to one of `roots`, which may be its end.
+    fn assemble(
+        path: &Path,
+        mut chain: Vec<CertificateDer<'static>>,
+        roots: Vec<CertificateDer<'static>>,
+        key: KeyPair,
+        leaf_lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<Self, Error> {
+        let first = chain[0].clone();
+        let issuer = load_issuer(path, &first, key)?;
+        // Nobody needs to be sent a root: who does not hold it would not believe it.
+        if let Some(end) = chain.iter().position(|certificate| roots.contains(certificate)) {
+            chain.truncate(end);
+        }
+        check_path(path, &chain, &roots)?;
+        let not_after = check_life(path, std::iter::once(&first).chain(&chain), now)?;
+        let began = time(check_ca(path, &first)?.validity().not_before.timestamp());
+        let lifetime = not_after.duration_since(began).unwrap_or_default();
+        let fingerprint = fingerprint(&first);
+        let intermediates = chain;
+        Ok(Self { issuer, intermediates, roots, not_after, leaf_lifetime, fingerprint, lifetime })
     }
 
     /// Signs a leaf for `identity` over the public key of `csr`.
@@ -177,10 +203,28 @@ impl Authority {
         &self.roots
     }
 
-    /// End of life of the issuing certificate.
+    /// End of life of the issuing certificate, or of what stands between it and the roots.
     #[must_use]
     pub fn not_after(&self) -> SystemTime {
         self.not_after
+    }
+
+    /// SHA-256 of the issuing certificate in lower-case hexadecimal.
+    #[must_use]
+    pub fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    /// How long it lives in all.
+    #[must_use]
+    pub fn lifetime(&self) -> Duration {
+        self.lifetime
+    }
+
+    /// How long the leaves it signs live.
+    #[must_use]
+    pub fn leaf_lifetime(&self) -> Duration {
+        self.leaf_lifetime
     }
 
     fn sign(
@@ -233,17 +277,33 @@ fn load_issuer(
     path: &Path,
     certificate: &CertificateDer<'static>,
     key: KeyPair,
-    now: SystemTime,
-) -> Result<(Issuer<'static, KeyPair>, SystemTime), Error> {
+) -> Result<Issuer<'static, KeyPair>, Error> {
     let parsed = check_ca(path, certificate)?;
     if parsed.public_key().raw != key.subject_public_key_info() {
         return Err(Error::content(path, "is not the certificate of the key beside it"));
     }
-    let not_after = time(parsed.validity().not_after.timestamp());
-    if not_after <= now {
-        return Err(Error::IssuerExpired);
+    Ok(Issuer::from_ca_cert_der(certificate, key)?)
+}
+
+/// The earliest end of life, which must lie ahead; none may begin later.
+fn check_life<'a>(
+    path: &Path,
+    certificates: impl Iterator<Item = &'a CertificateDer<'static>>,
+    now: SystemTime,
+) -> Result<SystemTime, Error> {
+    let mut end = None;
+    for certificate in certificates {
+        let validity = check_ca(path, certificate)?.validity().clone();
+        if time(validity.not_before.timestamp()) > now + CLOCK_SKEW {
+            return Err(Error::content(path, "is not valid yet; is the clock right?"));
+        }
+        let not_after = time(validity.not_after.timestamp());
+        if not_after <= now {
+            return Err(Error::content(path, "has expired; replace it"));
+        }
+        end = Some(end.map_or(not_after, |end: SystemTime| end.min(not_after)));
     }
-    Ok((Issuer::from_ca_cert_der(certificate, key)?, not_after))
+    end.ok_or_else(|| Error::content(path, "holds no certificate"))
 }
 
 /// Each intermediate must be signed by the next, the last by a root.
@@ -268,7 +328,7 @@ fn check_path(
             return Err(Error::content(
                 path,
                 format!(
-                    "certificate {} is not signed by the one after it, or by --ca-root",
+                    "certificate {} is not signed by the one after it, or by a root that was given",
                     position + 1
                 ),
             ));
@@ -285,6 +345,11 @@ fn check_ca<'a>(
         .map_err(|error| Error::content(path, format!("holds no X.509 certificate: {error}")))?;
     if !parsed.is_ca() {
         return Err(Error::content(path, "holds a certificate that is not a CA's"));
+    }
+    if let Ok(Some(usage)) = parsed.key_usage()
+        && !usage.value.key_cert_sign()
+    {
+        return Err(Error::content(path, "holds a CA's certificate without the usage keyCertSign"));
     }
     Ok(parsed)
 }
@@ -333,10 +398,32 @@ fn parse_certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String
 }
 
 fn parse_key(path: &Path, pem: &[u8]) -> Result<KeyPair, Error> {
-    let der = PrivatePkcs8KeyDer::from_pem_slice(pem)
-        .map_err(|error| Error::content(path, format!("is not a PKCS#8 key in PEM: {error}")))?;
-    // Not the parser's message: it might quote the key.
-    KeyPair::try_from(&der).map_err(|_| Error::content(path, "holds a key of no usable kind"))
+    // Not the parsers' messages: they might quote the key.
+    let der = PrivateKeyDer::from_pem_slice(pem)
+        .map_err(|_| Error::content(path, "is not a private key in PEM; write PKCS#8"))?;
+    KeyPair::try_from(&der).map_err(|_| {
+        Error::content(path, "holds a key of no usable kind; write ECDSA P-256 in PKCS#8")
+    })
+}
+
+/// When the first of these ends.
+pub(crate) fn ends_first(roots: &[CertificateDer<'static>]) -> Option<SystemTime> {
+    roots.iter().filter_map(|root| end_of_life(Path::new("root"), root)).min()
+}
+
+/// When a CA's certificate ends.
+pub(crate) fn end_of_life(
+    path: &Path,
+    certificate: &CertificateDer<'static>,
+) -> Option<SystemTime> {
+    let parsed = check_ca(path, certificate).ok()?;
+    Some(time(parsed.validity().not_after.timestamp()))
+}
+
+/// SHA-256 in lower-case hexadecimal.
+#[must_use]
+pub(crate) fn fingerprint(certificate: &CertificateDer<'_>) -> String {
+    hex(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, certificate).as_ref())
 }
 
 fn write(path: &Path, content: &[u8], mode: u32) -> Result<(), Error> {

@@ -23,7 +23,7 @@ use self::accept::{Acceptor, Caller};
 use self::fleet::Fleet;
 use self::session::Context;
 use crate::authn::limits::Limits;
-use crate::authn::{Refusal, TokenKey, parse_identity};
+use crate::authn::{Refusal, Verifier, parse_identity};
 use crate::ca::Authority;
 use crate::error::Error;
 use crate::metrics::Metrics;
@@ -54,11 +54,12 @@ pub const STALL_LIMIT: Duration = Duration::from_secs(10);
 
 /// What the server is made of.
 pub struct Server {
-    pub authority: Arc<Authority>,
+    /// `None` until there is one.
+    pub authority: watch::Receiver<Option<Arc<Authority>>>,
     pub served: watch::Receiver<Option<Served>>,
     /// What is served says everything up to this.
     pub known: watch::Receiver<Version>,
-    pub token_key: watch::Receiver<TokenKey>,
+    pub verifier: Verifier,
     pub fleet: Fleet,
     pub metrics: Metrics,
     pub csr_per_minute: u32,
@@ -110,7 +111,7 @@ impl Server {
         let issuer = issue::Issuer {
             authority: self.authority,
             served: self.served.clone(),
-            token_key: self.token_key,
+            verifier: self.verifier,
             limits: Mutex::new(Limits::new(self.csr_per_minute, Instant::now())),
             metrics: self.metrics.clone(),
         };

@@ -31,7 +31,7 @@ pub enum Error {
     Api { what: String, source: Box<kube::Error> },
     #[error("cannot register a metric")]
     Metric(#[from] prometheus::Error),
-    #[error("the issuing certificate has expired; give a new one with --ca-intermediate")]
+    #[error("the issuing certificate has expired; replace it")]
     IssuerExpired,
 }
 

@@ -8,7 +8,7 @@
 //! | reading | `source.rs`, `watch.rs` | `Context` | batches for the index |
 //! | leadership | `lease.rs` | the lease's times | [`Context::leadership`]: only its holder writes |
 //! | epoch | `epoch.rs` | `Context` | the epoch of versions, raised by the leader |
-//! | identity | `trust.rs`, `token_review.rs` | `Context` | [`Trust`]: authority, bundle, how tokens are judged |
+//! | identity | `trust.rs`, `bundle_map.rs`, `token_review.rs` | `Context` | [`Trust`](crate::app::Trust): authority, bundle, how tokens are judged; [`Context::conditions`] |
 //! | admission | `admission.rs` beside this file | `Context`, `Handle::served` | a web server on `settings.webhook_listen` |
 //! | status | `status.rs`, `events.rs` | `Context`, `Handle::served`, `Handle::fleet` | conditions, while leading |
 //!
@@ -24,15 +24,19 @@ use kube::Api;
 use prometheus::Registry;
 use tokio::sync::watch;
 
-use crate::app::{App, Gates, Handle, Sourced, Trust};
+use crate::app::{App, Gates, Handle, Sourced};
+use crate::conditions::Conditions;
 use crate::config::Kubernetes;
 use crate::error::Error;
 use crate::kubernetes::lease::Leadership;
 use crate::metrics::Metrics;
 use crate::version::{Marks, Versions};
 
+pub mod bundle_map;
 mod client;
 pub mod lease;
+pub mod token_review;
+pub mod trust;
 
 /// What every part is given. Cheap to clone.
 #[derive(Clone)]
@@ -44,6 +48,8 @@ pub struct Context {
     pub versions: Versions,
     pub metrics: Metrics,
     pub registry: Registry,
+    /// What a person should know of the control plane's own state.
+    pub conditions: Conditions,
     pub gates: Gates,
     pub drain: drain::Watch,
 }
@@ -62,11 +68,12 @@ pub(crate) async fn start(app: App, settings: Kubernetes) -> Result<Handle, Erro
         versions: Versions::Marked(Marks::default()),
         metrics: app.metrics.clone(),
         registry: app.registry.clone(),
+        conditions: Conditions::default(),
         gates: app.gates.clone(),
         drain: app.drain.clone(),
     };
     let catalog = watch::channel(None).1;
-    let trust = trust(&context)?;
+    let trust = trust::start(&context, app.config.leaf_lifetime, app.fleet.clone());
     let versions = context.versions.clone();
     app.serve(Sourced { catalog, versions, trust }).await
 }
@@ -82,11 +89,4 @@ fn stand(app: &App, client: kube::Client, settings: &Kubernetes) -> Leadership {
         failures: app.metrics.source_errors.with_label_values(&["lease"]),
     };
     candidate.run(app.drain.clone())
-}
-
-/// The authority is read from the cluster by `trust.rs`; without it nothing can be served.
-fn trust(context: &Context) -> Result<Trust, Error> {
-    let Kubernetes { namespace, .. } = &*context.settings;
-    let problem = format!("the trust root of {namespace} cannot be read by this build");
-    Err(Error::Config(vec![problem]))
 }

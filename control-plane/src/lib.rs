@@ -6,6 +6,7 @@ pub mod authn;
 pub mod ca;
 pub mod catalog;
 pub mod compile;
+pub mod conditions;
 pub mod config;
 pub mod control;
 pub mod discovery;

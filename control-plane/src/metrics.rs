@@ -1,5 +1,7 @@
 //! Every metric family of the control plane, registered once. Label values come from closed sets.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use heddle_api::proto::v1::{RejectionReason, ResourceType};
 use heddle_runtime::process::Process;
 use prometheus::{
@@ -26,6 +28,7 @@ pub struct Metrics {
     pub issues: IntGauge,
     pub source_errors: IntCounterVec,
     pub leader: IntGauge,
+    pub trust_bundle_writes: IntCounterVec,
     pub version: IntGaugeVec,
     pub version_write_failures: IntCounter,
 }
@@ -88,12 +91,26 @@ impl Metrics {
                 &["source"],
             )?,
             leader: families.gauge("leader", "1 while this replica holds the lease.")?,
+            trust_bundle_writes: families.counters(
+                "trust_bundle_writes_total",
+                "ConfigMaps with the trust bundle that were written.",
+                &["result"],
+            )?,
             version: families.gauges("version", "Version that is served.", &["part"])?,
             version_write_failures: families.counter(
                 "version_write_failures_total",
                 "Times the version could not be kept on disk.",
             )?,
         })
+    }
+}
+
+impl Metrics {
+    /// When a certificate ends: `issuer`, `root` or `server`.
+    pub(crate) fn set_expiry(&self, certificate: &'static str, end: SystemTime) {
+        let seconds = end.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
+        self.certificate_expiry.with_label_values(&[certificate]).set(seconds);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Joins what is served into one value: the catalog, the trust bundle, and the version of both
 //! together. Whoever reads one of these sees a consistent whole; there is none before the sources
-//! have been read.
+//! have been read and there is a trust root.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -46,7 +46,7 @@ impl Served {
 /// Joins again whenever a part changes, until `stop` resolves.
 pub async fn run(
     mut catalog: watch::Receiver<Option<Catalog>>,
-    mut bundle: watch::Receiver<Arc<Bundle>>,
+    mut bundle: watch::Receiver<Option<Arc<Bundle>>>,
     mut floor: watch::Receiver<Version>,
     out: watch::Sender<Option<Served>>,
     metrics: Metrics,
@@ -55,8 +55,8 @@ pub async fn run(
     let mut stop = std::pin::pin!(stop);
     loop {
         let current = catalog.borrow_and_update().clone();
-        if let Some(catalog) = current {
-            let bundle = bundle.borrow_and_update().clone();
+        let roots = bundle.borrow_and_update().clone();
+        if let Some((catalog, bundle)) = current.zip(roots) {
             let floor = *floor.borrow_and_update();
             let version = [catalog.version(), bundle.encoded.version, floor]
                 .into_iter()

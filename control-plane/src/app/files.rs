@@ -11,9 +11,9 @@ use tokio::sync::{mpsc, watch};
 
 use super::{App, BATCH_QUEUE, Handle, Sourced, Trust};
 use crate::admin::Dumps;
-use crate::authn::{self, TokenKey};
-use crate::ca::Authority;
+use crate::authn::{self, TokenKey, Verifier};
 use crate::ca::bundle::{self, Bundle};
+use crate::ca::{Authority, ends_first};
 use crate::catalog::Catalog;
 use crate::config::Files;
 use crate::control::{self, Control};
@@ -85,9 +85,15 @@ impl State {
         let Files { state_dir, authority, .. } = &self.settings;
         let lifetime = app.config.leaf_lifetime;
         let authority = Authority::open(authority, state_dir, lifetime, SystemTime::now())?;
+        app.metrics.set_expiry("issuer", authority.not_after());
+        if let Some(end) = ends_first(authority.roots()) {
+            app.metrics.set_expiry("root", end);
+        }
         let bundle = self.keep_bundle(app, &authority, versions);
         let token_key = self.keep_token_key(app);
-        Ok(Trust { authority: Arc::new(authority), bundle, token_key })
+        app.gates.follow("token-key", token_key.clone(), |key| key.clone().err());
+        let authority = watch::Sender::new(Some(Arc::new(authority))).subscribe();
+        Ok(Trust { authority, bundle, verifier: Verifier::Mac(token_key) })
     }
 
     fn keep_bundle(
@@ -95,8 +101,9 @@ impl State {
         app: &App,
         authority: &Authority,
         versions: &Versions,
-    ) -> watch::Receiver<Arc<Bundle>> {
-        let (bundle, receiver) = watch::channel(Arc::new(Bundle::new(authority.roots(), versions)));
+    ) -> watch::Receiver<Option<Arc<Bundle>>> {
+        let first = Bundle::new(authority.roots(), versions.next());
+        let (bundle, receiver) = watch::channel(Some(Arc::new(first)));
         let keeper = bundle::Keeper {
             own: authority.roots().to_vec(),
             extra: self.settings.state_dir.join("ca/extra-roots.pem"),

@@ -111,6 +111,17 @@ fn every_refusal_has_its_own_label_and_a_status() {
         TokenMalformed,
         TokenForged,
         TokenExpired,
+        KeyMissing,
+        TokenUnreadable,
+        TokenAudience,
+        TokenInvalid,
+        TokenRevoked,
+        TokenNotBound,
+        ReviewUnavailable,
+        TooManyAttempts,
+        PodNotSeen,
+        PodWithoutAddress,
+        OtherServiceAccount,
         PodUnknown,
         PodReplaced,
         OtherAddress,
@@ -122,6 +133,10 @@ fn every_refusal_has_its_own_label_and_a_status() {
     assert_eq!(labels.len(), all.len());
     assert_eq!(Status::from(TokenForged).code(), tonic::Code::Unauthenticated);
     assert_eq!(Status::from(OtherAddress).code(), tonic::Code::PermissionDenied);
+    // A proxy that is only too early is not told that it may not.
+    for early in [ReviewUnavailable, PodNotSeen, PodWithoutAddress, KeyMissing] {
+        assert_eq!(Status::from(early).code(), tonic::Code::Unavailable);
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use heddle_api::proto::v1::{ResourceType, TrustBundle};
+use heddle_api::proto::v1::{ResourceType, TrustBundle, Version};
 use rustls_pki_types::CertificateDer;
 use tokio::sync::watch;
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -18,7 +18,7 @@ use crate::state::{self, Polled};
 use crate::version::Versions;
 
 /// More roots than any rotation needs; the handshake tries them one by one.
-const ROOT_LIMIT: usize = 16;
+pub(crate) const ROOT_LIMIT: usize = 16;
 
 /// A set of roots, and the resource that carries it.
 #[derive(Debug, Clone)]
@@ -30,7 +30,7 @@ pub struct Bundle {
 impl Bundle {
     /// The roots in the order given, each once.
     #[must_use]
-    pub fn new(roots: &[CertificateDer<'static>], versions: &Versions) -> Self {
+    pub fn new(roots: &[CertificateDer<'static>], version: Version) -> Self {
         let mut set: Vec<CertificateDer<'static>> = Vec::with_capacity(roots.len());
         for root in roots {
             if !set.contains(root) {
@@ -39,24 +39,32 @@ impl Bundle {
         }
         let message = TrustBundle { roots: set.iter().map(|root| root.to_vec()).collect() };
         let key = Key::new(ResourceType::TrustBundle, "default");
-        let encoded = Arc::new(Encoded::new(key, versions.next(), &message));
+        let encoded = Arc::new(Encoded::new(key, version, &message));
         Self { roots: set.into(), encoded }
     }
 
-    fn pem(&self) -> String {
-        use base64::Engine as _;
-        let mut text = String::new();
-        for root in self.roots.iter() {
-            let body = base64::engine::general_purpose::STANDARD.encode(root);
-            text.push_str("-----BEGIN CERTIFICATE-----\n");
-            for line in body.as_bytes().chunks(64) {
-                text.push_str(&String::from_utf8_lossy(line));
-                text.push('\n');
-            }
-            text.push_str("-----END CERTIFICATE-----\n");
-        }
-        text
+    /// As proxies read it when they start.
+    #[must_use]
+    pub fn pem(&self) -> String {
+        write_pem(&self.roots)
     }
+}
+
+/// Certificates as text, one block after another.
+#[must_use]
+pub(crate) fn write_pem(certificates: &[CertificateDer<'_>]) -> String {
+    use base64::Engine as _;
+    let mut text = String::new();
+    for certificate in certificates {
+        let body = base64::engine::general_purpose::STANDARD.encode(certificate);
+        text.push_str("-----BEGIN CERTIFICATE-----\n");
+        for line in body.as_bytes().chunks(64) {
+            text.push_str(&String::from_utf8_lossy(line));
+            text.push('\n');
+        }
+        text.push_str("-----END CERTIFICATE-----\n");
+    }
+    text
 }
 
 /// Keeps the bundle current: own roots, and those in a file that the operator may change.
@@ -66,13 +74,16 @@ pub struct Keeper {
     pub out: PathBuf,
     pub versions: Versions,
     pub metrics: Metrics,
-    pub bundle: watch::Sender<Arc<Bundle>>,
+    pub bundle: watch::Sender<Option<Arc<Bundle>>>,
 }
 
 impl Keeper {
     /// Follows the file of extra roots until `stop` resolves.
     pub async fn run(self, stop: impl Future<Output = ()>) {
-        write(&self.bundle.borrow().clone(), &self.out);
+        let first = self.bundle.borrow().clone();
+        if let Some(first) = first {
+            write(&first, &self.out);
+        }
         Polled::new(self.extra.clone(), state::read_public)
             .run(stop, |content| self.apply(content))
             .await;
@@ -92,13 +103,13 @@ impl Keeper {
             }
         };
         let roots: Vec<_> = self.own.iter().cloned().chain(extra).collect();
-        let next = Arc::new(Bundle::new(&roots, &self.versions));
-        if next.roots == self.bundle.borrow().roots {
+        let next = Arc::new(Bundle::new(&roots, self.versions.next()));
+        if self.bundle.borrow().as_ref().is_some_and(|bundle| bundle.roots == next.roots) {
             return;
         }
         tracing::info!(roots = next.roots.len(), "trust bundle changed");
         write(&next, &self.out);
-        self.bundle.send_replace(next);
+        self.bundle.send_replace(Some(next));
     }
 }
 
@@ -109,7 +120,8 @@ fn write(bundle: &Bundle, path: &Path) {
     }
 }
 
-fn parse_roots(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+/// CA certificates in PEM; none when there is only white space.
+pub(crate) fn parse_roots(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     if pem.iter().all(u8::is_ascii_whitespace) {
         return Ok(Vec::new());
     }

@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status};
 
 use super::accept::Caller;
 use crate::authn::limits::{Exceeded, Limits};
-use crate::authn::{TokenKey, verify_token};
+use crate::authn::{Denied, Verifier};
 use crate::ca::{Authority, Issued, Refusal};
 use crate::catalog::PodIdentity;
 use crate::error::chain;
@@ -20,9 +20,10 @@ use crate::served::Served;
 
 /// Issues certificates.
 pub(crate) struct Issuer {
-    pub(crate) authority: Arc<Authority>,
+    /// `None` until there is one.
+    pub(crate) authority: watch::Receiver<Option<Arc<Authority>>>,
     pub(crate) served: watch::Receiver<Option<Served>>,
-    pub(crate) token_key: watch::Receiver<TokenKey>,
+    pub(crate) verifier: Verifier,
     pub(crate) limits: Mutex<Limits>,
     pub(crate) metrics: Metrics,
 }
@@ -36,23 +37,19 @@ impl Identity for Issuer {
         let caller = request.extensions().get::<Caller>().cloned();
         let caller = caller.ok_or_else(|| Status::internal("the connection is unknown"))?;
         let request = request.into_inner();
-        let now = SystemTime::now();
-
-        let (served, key) = self.sources()?;
-        let pod = verify_token(&key, &request.token, caller.peer, now, &served.catalog).map_err(
-            |refusal| {
-                self.metrics.authentication_refused.with_label_values(&[refusal.reason()]).inc();
-                tracing::warn!(peer = %caller.peer, %refusal, "certificate refused");
-                Status::from(refusal)
-            },
-        )?;
-        self.check_limits(pod)?;
-        let issued = self
-            .authority
-            .issue(&pod.identity, &request.csr, now)
-            .map_err(|refusal| self.refuse(&refusal, pod))?;
+        self.served()?;
+        let proved = self.verifier.verify(&request.token, caller.peer, self.served.clone());
+        let pod = proved.await.map_err(|denied| self.deny(&denied, &caller))?;
+        self.check_limits(&pod)?;
+        // Only now: what is known may have changed while the token was verified.
+        let served = self.served()?;
+        let authority = self.authority.borrow().clone();
+        let authority = authority.ok_or_else(|| Status::unavailable("there is no issuer yet"))?;
+        let issued = authority
+            .issue(&pod.identity, &request.csr, SystemTime::now())
+            .map_err(|refusal| self.refuse(&refusal, &pod))?;
         self.metrics.certificates_issued.inc();
-        audit(&issued, pod, &caller);
+        audit(&issued, &pod, &caller);
         Ok(Response::new(IssueResponse {
             chain: issued.chain.iter().map(|certificate| certificate.to_vec()).collect(),
             roots: served.bundle.roots.iter().map(|root| root.to_vec()).collect(),
@@ -62,13 +59,16 @@ impl Identity for Issuer {
 }
 
 impl Issuer {
-    fn sources(&self) -> Result<(Served, Arc<[u8]>), Status> {
+    fn served(&self) -> Result<Served, Status> {
         let served = self.served.borrow().clone();
-        let served =
-            served.ok_or_else(|| Status::unavailable("the sources have not been read yet"))?;
-        let key = self.token_key.borrow().clone();
-        let key = key.map_err(|_| Status::unavailable("there is no token key yet"))?;
-        Ok((served, key))
+        served.ok_or_else(|| Status::unavailable("the sources have not been read yet"))
+    }
+
+    fn deny(&self, denied: &Denied, caller: &Caller) -> Status {
+        let Denied { refusal, detail } = denied;
+        self.metrics.authentication_refused.with_label_values(&[refusal.reason()]).inc();
+        tracing::warn!(peer = %caller.peer, %refusal, detail, "certificate refused");
+        Status::from(*refusal)
     }
 
     fn check_limits(&self, pod: &PodIdentity) -> Result<(), Status> {

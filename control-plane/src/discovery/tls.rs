@@ -27,25 +27,29 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Keeps the server's TLS configuration current.
 pub(crate) struct Keeper {
-    pub(crate) authority: Arc<Authority>,
+    /// `None` until there is one.
+    pub(crate) authority: watch::Receiver<Option<Arc<Authority>>>,
     pub(crate) served: watch::Receiver<Option<Served>>,
     pub(crate) metrics: Metrics,
-    /// `None` until the trust domain is known.
+    /// `None` until trust domain and issuer are known.
     pub(crate) config: watch::Sender<Option<Arc<ServerConfig>>>,
 }
 
 /// Our own leaf with its key.
 struct Own {
     trust_domain: String,
+    /// Of the issuer.
+    fingerprint: String,
     issued: Issued,
     key: KeyPair,
     renew_at: SystemTime,
 }
 
 impl Own {
-    fn is_due(&self, served: &Served) -> bool {
+    fn is_due(&self, served: &Served, authority: &Authority) -> bool {
         let renamed = served.trust_domain().is_some_and(|domain| domain != self.trust_domain);
-        renamed || self.renew_at <= SystemTime::now()
+        let is_anothers = authority.fingerprint() != self.fingerprint;
+        renamed || is_anothers || self.renew_at <= SystemTime::now()
     }
 }
 
@@ -58,10 +62,11 @@ impl Keeper {
         loop {
             let mut pause = CLOCK_INTERVAL;
             let served = self.served.borrow_and_update().clone();
-            if let Some(served) = served {
-                let due = own.as_ref().is_none_or(|own| own.is_due(&served));
+            let authority = self.authority.borrow_and_update().clone();
+            if let Some((served, authority)) = served.zip(authority) {
+                let due = own.as_ref().is_none_or(|own| own.is_due(&served, &authority));
                 if due || roots.as_ref() != Some(&served.bundle.roots) {
-                    match self.rebuild(&served, &mut own, due) {
+                    match self.rebuild(&served, &authority, &mut own, due) {
                         Ok(()) => roots = Some(served.bundle.roots.clone()),
                         Err(error) => {
                             tracing::error!(error = chain(&error), "no server certificate");
@@ -77,15 +82,22 @@ impl Keeper {
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 changed = self.served.changed() => if changed.is_err() { return },
+                Ok(()) = self.authority.changed() => {}
                 () = &mut stop => return,
             }
         }
     }
 
-    fn rebuild(&self, served: &Served, own: &mut Option<Own>, due: bool) -> Result<(), Error> {
+    fn rebuild(
+        &self,
+        served: &Served,
+        authority: &Authority,
+        own: &mut Option<Own>,
+        due: bool,
+    ) -> Result<(), Error> {
         if due {
             let Some(trust_domain) = served.trust_domain() else { return Ok(()) };
-            *own = Some(self.renew(&trust_domain)?);
+            *own = Some(self.renew(authority, &trust_domain)?);
         }
         let Some(own) = own else { return Ok(()) };
         let config = server_config(&own.issued, &own.key, &served.bundle)?;
@@ -93,20 +105,18 @@ impl Keeper {
         Ok(())
     }
 
-    fn renew(&self, trust_domain: &str) -> Result<Own, Error> {
+    fn renew(&self, authority: &Authority, trust_domain: &str) -> Result<Own, Error> {
         let identity = server_identity(trust_domain)
             .map_err(|problem| Error::Config(vec![format!("Mesh trustDomain: {problem}")]))?;
         let now = SystemTime::now();
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-        let issued =
-            self.authority.issue_own(&identity, &key, now).map_err(|_| Error::IssuerExpired)?;
+        let issued = authority.issue_own(&identity, &key, now).map_err(|_| Error::IssuerExpired)?;
         let life = issued.not_after.duration_since(now).unwrap_or_default();
         let renew_at = now + life.mul_f64(rand::rng().random_range(0.60..0.75));
-        let expiry = issued.not_after.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let expiry = i64::try_from(expiry.as_secs()).unwrap_or(i64::MAX);
-        self.metrics.certificate_expiry.with_label_values(&["server"]).set(expiry);
+        self.metrics.set_expiry("server", issued.not_after);
         tracing::info!(serial = issued.serial, %identity, "renewed the server certificate");
-        Ok(Own { trust_domain: trust_domain.to_owned(), issued, key, renew_at })
+        let fingerprint = authority.fingerprint().to_owned();
+        Ok(Own { trust_domain: trust_domain.to_owned(), fingerprint, issued, key, renew_at })
     }
 }
 
