@@ -73,7 +73,8 @@ fuzz: ## Hostile bytes for everything that reads them, FUZZ_SECONDS=60 for each 
 	$(TARGET)/debug/heddle-fuzz --seconds $(or $(FUZZ_SECONDS),60)
 
 .PHONY: gen
-gen: ## Write into docs/ what the last bench and the last demo measured
+gen: ## Write crds/, the chart's copies, docs/crds.md, and what the last bench and demo measured
+	$(CARGO) run --quiet --locked --package heddle-resources --bin heddle-gen
 	@[ ! -f $(TARGET)/bench/report.json ] || $(CARGO) run --locked --package heddle-bench -- render
 	@[ ! -f $(TARGET)/demo/timeline.svg ] || cp $(TARGET)/demo/timeline.svg docs/demo-timeline.svg
 

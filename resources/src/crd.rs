@@ -8,12 +8,15 @@ use heddle_api::names::API_VERSION;
 use k8s_openapi::ResourceScope;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube_core::Resource;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub mod authorization_policy;
+pub mod definition;
 pub mod duration;
 pub mod mesh;
 pub mod mesh_tls_policy;
+pub(crate) mod schema;
 pub mod status;
 pub mod traffic_policy;
 pub mod traffic_split;
@@ -23,6 +26,8 @@ pub use duration::Duration;
 pub use mesh::Mesh;
 pub use mesh_tls_policy::MeshTLSPolicy;
 pub use status::Status;
+
+use definition::Column;
 pub use traffic_policy::TrafficPolicy;
 pub use traffic_split::TrafficSplit;
 
@@ -42,12 +47,19 @@ pub struct Custom<S> {
 }
 
 /// What the API server has to know of a kind beside its fields. Implemented by the kinds' specs.
-pub trait CustomSpec {
+pub trait CustomSpec: JsonSchema {
     /// Namespaced or cluster-scoped.
     type Scope: ResourceScope;
     const KIND: &'static str;
     /// As in the API's paths and in `kubectl get`.
     const PLURAL: &'static str;
+    const SHORT_NAMES: &'static [&'static str];
+    /// What `kubectl explain` says of the kind.
+    const ABOUT: &'static str;
+    /// What `kubectl get` prints between the name and the columns that all kinds share.
+    const COLUMNS: &'static [Column];
+    /// Rules in CEL about the object as a whole, with what to write instead.
+    const RULES: &'static [(&'static str, &'static str)] = &[];
 }
 
 impl<S: CustomSpec> Custom<S> {
@@ -100,8 +112,9 @@ impl<S: CustomSpec> Resource for Custom<S> {
 }
 
 /// Labels that a pod must all carry.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
+#[schemars(transform = schema::selector)]
 pub struct Selector(pub BTreeMap<String, String>);
 
 impl Selector {
@@ -115,22 +128,25 @@ impl Selector {
 }
 
 /// The pods a policy speaks of.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct PodsRef {
+    /// What is spoken of.
     pub kind: PodsKind,
+    /// Labels that the pods must all carry, 1 to 8. Pods of other namespaces are never meant.
     pub selector: Selector,
 }
 
 /// The only kind a [`PodsRef`] may name.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum PodsKind {
+    /// Pods of the object's own namespace.
     #[default]
     Pods,
 }
 
 /// Whether a port takes only mesh TLS.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum TlsMode {
     /// Whatever is not mesh TLS is refused.
     #[default]

@@ -5,9 +5,11 @@
 //! does not exist, two splits of one Service) is reported by the compiler.
 
 use std::fmt::Display;
+use std::ops::RangeInclusive;
 
 use heddle_api::identity::{is_label, is_subdomain};
 
+use crate::crd::schema::{DurationRange, MAX_SELECTOR};
 use crate::crd::{Duration, Selector};
 use crate::kinds::{Kind, Object};
 use crate::path::Path;
@@ -15,9 +17,6 @@ use crate::path::Path;
 mod kubernetes;
 mod security;
 mod traffic;
-
-/// Most entries of any list a person writes by hand.
-const MAX_LIST: usize = 64;
 
 /// A value that is not acceptable.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,21 +111,19 @@ impl Check {
         self.refuse_unless(is_subdomain(name), path, quote(name), message);
     }
 
-    fn range<N: PartialOrd + Display + Copy>(&mut self, path: &Path, value: N, low: N, high: N) {
-        if value < low || value > high {
-            self.refuse(path, value, format!("write {low} to {high}"));
+    fn range<N: PartialOrd + Display>(&mut self, path: &Path, value: N, range: &RangeInclusive<N>) {
+        if !range.contains(&value) {
+            self.refuse(path, value, format!("write {} to {}", range.start(), range.end()));
         }
     }
 
     fn port(&mut self, path: &Path, port: impl Into<i64>) {
-        self.range(path, port.into(), 1, 65_535);
+        self.range(path, port.into(), &(1..=65_535));
     }
 
-    fn duration(&mut self, path: &Path, value: Option<Duration>, low: &str, high: &str) {
+    fn duration(&mut self, path: &Path, value: Duration, (low, high): DurationRange) {
         let bound = |text: &str| text.parse::<Duration>().expect("a bound is a duration");
-        if let Some(value) = value {
-            self.range(path, value, bound(low), bound(high));
-        }
+        self.range(path, value, &(bound(low)..=bound(high)));
     }
 
     fn length(&mut self, path: &Path, length: usize, low: usize, high: usize) {
@@ -148,7 +145,7 @@ impl Check {
         if selector.0.is_empty() {
             self.refuse(path, "{}", "is empty; name at least one label, e.g. `app: web`");
         }
-        self.length(path, selector.0.len().max(1), 1, MAX_LIST);
+        self.length(path, selector.0.len().max(1), 1, MAX_SELECTOR);
         for (key, value) in &selector.0 {
             let path = path.field(key);
             let message = "write a label's key: an optional DNS prefix and `/`, then 1 to 63 of \

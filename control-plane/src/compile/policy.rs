@@ -6,20 +6,13 @@ use heddle_api::proto::v1::{self, ResourceType};
 use heddle_resources::Kind;
 use heddle_resources::crd::Duration;
 use heddle_resources::crd::traffic_policy::{
-    Algorithm, Backoff, Budget, CircuitBreaker, Retries, RetryOn, Timeouts, TrafficPolicySpec,
+    Algorithm, CircuitBreaker, Retries, RetryOn, Timeouts, TrafficPolicySpec,
 };
 
 use crate::catalog::Reason;
 use crate::index::Id;
 
 use super::{Draft, Unit, issue, losers, object_key};
-
-/// In force when `retries` says no budget: retries never more than a fifth of the requests.
-const DEFAULT_BUDGET: Budget = Budget { percent: 20, min_per_second: 10 };
-const DEFAULT_BACKOFF: Backoff =
-    Backoff { base: Duration::from_millis(25), max: Duration::from_millis(1_000) };
-const DEFAULT_OPEN_FOR: Duration = Duration::from_millis(30_000);
-const DEFAULT_MAX_EJECTED_PERCENT: u32 = 50;
 
 impl Draft<'_> {
     /// Compiles the policy of the Service `service`.
@@ -94,8 +87,7 @@ fn retries(retries: &Retries) -> v1::Retries {
             RetryOn::Status(status) => on_status.extend([u32::from(*status)]),
         }
     }
-    let budget = retries.budget.as_ref().unwrap_or(&DEFAULT_BUDGET);
-    let backoff = retries.backoff.as_ref().unwrap_or(&DEFAULT_BACKOFF);
+    let (budget, backoff) = (&retries.budget, &retries.backoff);
     v1::Retries {
         attempts: retries.attempts,
         on_status: on_status.into_iter().collect(),
@@ -110,7 +102,7 @@ fn retries(retries: &Retries) -> v1::Retries {
 fn circuit_breaker(breaker: &CircuitBreaker) -> v1::CircuitBreaker {
     v1::CircuitBreaker {
         consecutive_failures: breaker.consecutive_failures,
-        open_for_ms: breaker.open_for.unwrap_or(DEFAULT_OPEN_FOR).as_millis(),
-        max_ejected_percent: breaker.max_ejected_percent.unwrap_or(DEFAULT_MAX_EJECTED_PERCENT),
+        open_for_ms: breaker.open_for.as_millis(),
+        max_ejected_percent: breaker.max_ejected_percent,
     }
 }

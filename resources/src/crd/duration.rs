@@ -1,5 +1,6 @@
 //! Lengths of time as Kubernetes writes them: `250ms`, `2s`, `1h30m`.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
@@ -95,6 +96,17 @@ impl<'de> Deserialize<'de> for Duration {
         }
         // A bare number is refused: seconds for one reader are milliseconds for the next.
         deserializer.deserialize_str(Visitor)
+    }
+}
+
+/// A text; its form and range are said by each field of this type.
+impl schemars::JsonSchema for Duration {
+    fn schema_name() -> Cow<'static, str> {
+        "Duration".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "type": "string" })
     }
 }
 

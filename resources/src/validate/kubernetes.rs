@@ -61,7 +61,7 @@ pub(super) fn service(check: &mut Check, service: &Service) {
     if let Some(seconds) = config.and_then(|c| c.client_ip.as_ref()).and_then(|c| c.timeout_seconds)
     {
         let path = path.field("sessionAffinityConfig").field("clientIP").field("timeoutSeconds");
-        check.range(&path, seconds, 1, 86_400);
+        check.range(&path, seconds, &(1..=86_400));
     }
 }
 

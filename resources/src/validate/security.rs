@@ -3,27 +3,27 @@
 use heddle_api::identity::is_trust_domain;
 use ipnet::IpNet;
 
-use crate::crd::authorization_policy::{AuthorizationPolicySpec, Source, Target};
-use crate::crd::mesh::MeshSpec;
-use crate::crd::mesh_tls_policy::MeshTLSPolicySpec;
+use crate::crd::authorization_policy::{
+    AuthorizationPolicySpec, MAX_METHODS, MAX_PATH_BYTES, MAX_PATHS, MAX_PORTS, MAX_RULES,
+    MAX_SOURCES, MAX_TARGETS, Source, Target,
+};
+use crate::crd::mesh::{MAX_RANGES, MeshSpec};
+use crate::crd::mesh_tls_policy::{self, MeshTLSPolicySpec};
 use crate::path::Path;
 
-use super::{Check, MAX_LIST, quote};
-
-const MAX_PATH_BYTES: usize = 1024;
-const MAX_RANGES: usize = 256;
+use super::{Check, quote};
 
 pub(super) fn authorization(check: &mut Check, path: &Path, spec: &AuthorizationPolicySpec) {
     check.selector(&path.field("targetRef").field("selector"), &spec.target_ref.selector);
     let list = path.field("rules");
-    check.length(&list, spec.rules.len(), 1, MAX_LIST);
+    check.length(&list, spec.rules.len(), 1, MAX_RULES);
     for (index, rule) in spec.rules.iter().enumerate() {
         let path = list.index(index);
-        check.length(&path.field("from"), rule.from.len(), 0, MAX_LIST);
+        check.length(&path.field("from"), rule.from.len(), 0, MAX_SOURCES);
         for (index, from) in rule.from.iter().enumerate() {
             source(check, &path.field("from").index(index), from);
         }
-        check.length(&path.field("to"), rule.to.len(), 0, MAX_LIST);
+        check.length(&path.field("to"), rule.to.len(), 0, MAX_TARGETS);
         for (index, to) in rule.to.iter().enumerate() {
             target(check, &path.field("to").index(index), to);
         }
@@ -64,14 +64,14 @@ fn target(check: &mut Check, path: &Path, target: &Target) {
         check.refuse(path, "{}", message);
     }
     let list = path.field("ports");
-    check.length(&list, ports.len(), 0, MAX_LIST);
+    check.length(&list, ports.len(), 0, MAX_PORTS);
     for (index, port) in ports.iter().enumerate() {
         check.port(&list.index(index), *port);
     }
     check.unique(&list, ports, ToString::to_string);
 
     let list = path.field("methods");
-    check.length(&list, methods.len(), 0, MAX_LIST);
+    check.length(&list, methods.len(), 0, MAX_METHODS);
     for (index, method) in methods.iter().enumerate() {
         let message = "write an HTTP method in upper case, e.g. GET";
         check.refuse_unless(is_method(method), &list.index(index), quote(method), message);
@@ -79,7 +79,7 @@ fn target(check: &mut Check, path: &Path, target: &Target) {
     check.unique(&list, methods, |method| quote(method));
 
     let list = path.field("paths");
-    check.length(&list, paths.len(), 0, MAX_LIST);
+    check.length(&list, paths.len(), 0, MAX_PATHS);
     for (index, text) in paths.iter().enumerate() {
         if let Some(message) = path_mistake(text) {
             check.refuse(&list.index(index), quote(text), message);
@@ -103,7 +103,7 @@ fn path_mistake(text: &str) -> Option<&'static str> {
         return Some("write a path that begins with `/`");
     }
     if text.len() > MAX_PATH_BYTES {
-        return Some("write at most 1024 bytes");
+        return Some("write at most 512 bytes");
     }
     if !text.bytes().all(|b| b.is_ascii_graphic()) {
         return Some("write printable ASCII; percent-encode everything else");
@@ -159,7 +159,7 @@ pub(super) fn tls(check: &mut Check, path: &Path, spec: &MeshTLSPolicySpec) {
         check.refuse(path, "", "says nothing; write `mode: Strict` or `mode: Permissive`");
     }
     let list = path.field("ports");
-    check.length(&list, spec.ports.len(), 0, MAX_LIST);
+    check.length(&list, spec.ports.len(), 0, mesh_tls_policy::MAX_PORTS);
     for (index, port) in spec.ports.iter().enumerate() {
         check.port(&list.index(index).field("port"), port.port);
         if spec.ports[..index].iter().any(|other| other.port == port.port) {

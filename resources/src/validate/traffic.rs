@@ -1,14 +1,16 @@
 //! TrafficSplit and TrafficPolicy.
 
-use crate::crd::traffic_policy::{CircuitBreaker, Retries, RetryOn, Timeouts, TrafficPolicySpec};
-use crate::crd::traffic_split::{Backend, TrafficSplitSpec};
+use crate::crd::Duration;
+use crate::crd::schema::DurationRange;
+use crate::crd::traffic_policy::{
+    self as policy, Backoff, CircuitBreaker, Retries, RetryOn, Timeouts, TrafficPolicySpec,
+};
+use crate::crd::traffic_split::{
+    Backend, MAX_BACKENDS, MAX_PORT_MAPPINGS, TrafficSplitSpec, WEIGHT,
+};
 use crate::path::Path;
 
-use super::{Check, MAX_LIST, quote};
-
-const MAX_BACKENDS: usize = 32;
-const MAX_WEIGHT: u32 = 1_000_000;
-const MAX_PORTS: usize = 16;
+use super::{Check, quote};
 
 pub(super) fn split(check: &mut Check, path: &Path, spec: &TrafficSplitSpec) {
     check.label(&path.field("service"), &spec.service);
@@ -17,7 +19,7 @@ pub(super) fn split(check: &mut Check, path: &Path, spec: &TrafficSplitSpec) {
     for (index, backend) in spec.backends.iter().enumerate() {
         let path = list.index(index);
         check.label(&path.field("service"), &backend.service);
-        check.range(&path.field("weight"), backend.weight, 0, MAX_WEIGHT);
+        check.range(&path.field("weight"), backend.weight, &WEIGHT);
         if let Some(selector) = &backend.selector {
             check.selector(&path.field("selector"), selector);
         } else if backend.service == spec.service {
@@ -42,7 +44,7 @@ pub(super) fn split(check: &mut Check, path: &Path, spec: &TrafficSplitSpec) {
 }
 
 fn ports(check: &mut Check, list: &Path, backend: &Backend) {
-    check.length(list, backend.ports.len(), 0, MAX_PORTS);
+    check.length(list, backend.ports.len(), 0, MAX_PORT_MAPPINGS);
     for (index, mapping) in backend.ports.iter().enumerate() {
         let path = list.index(index);
         check.port(&path.field("from"), mapping.from);
@@ -60,6 +62,7 @@ pub(super) fn policy(check: &mut Check, path: &Path, spec: &TrafficPolicySpec) {
     }
     if let Some(value) = &spec.retries {
         retries(check, &path.field("retries"), value);
+        backoff(check, &path.field("retries").field("backoff"), &value.backoff);
     }
     if let Some(value) = &spec.circuit_breaker {
         circuit_breaker(check, &path.field("circuitBreaker"), value);
@@ -73,10 +76,15 @@ pub(super) fn policy(check: &mut Check, path: &Path, spec: &TrafficPolicySpec) {
 }
 
 fn timeouts(check: &mut Check, path: &Path, timeouts: &Timeouts) {
-    check.duration(&path.field("request"), timeouts.request, "1ms", "24h");
-    check.duration(&path.field("perTry"), timeouts.per_try, "1ms", "24h");
-    check.duration(&path.field("connect"), timeouts.connect, "1ms", "1m");
-    check.duration(&path.field("idle"), timeouts.idle, "1s", "24h");
+    let mut within = |name: &str, value: Option<Duration>, range: DurationRange| {
+        if let Some(value) = value {
+            check.duration(&path.field(name), value, range);
+        }
+    };
+    within("request", timeouts.request, policy::REQUEST_TIMEOUT);
+    within("perTry", timeouts.per_try, policy::PER_TRY_TIMEOUT);
+    within("connect", timeouts.connect, policy::CONNECT_TIMEOUT);
+    within("idle", timeouts.idle, policy::IDLE_TIMEOUT);
     if let (Some(request), Some(per_try)) = (timeouts.request, timeouts.per_try)
         && per_try > request
     {
@@ -86,40 +94,38 @@ fn timeouts(check: &mut Check, path: &Path, timeouts: &Timeouts) {
 }
 
 fn retries(check: &mut Check, path: &Path, retries: &Retries) {
-    check.range(&path.field("attempts"), retries.attempts, 0, 10);
+    check.range(&path.field("attempts"), retries.attempts, &policy::ATTEMPTS);
     let list = path.field("on");
-    check.length(&list, retries.on.len(), 1, MAX_LIST);
+    check.length(&list, retries.on.len(), 1, policy::MAX_RETRY_ON);
     for (index, on) in retries.on.iter().enumerate() {
         let message = "write connect, reset, gateway-error, \"5xx\" or a status code from \"400\" \
                        to \"599\"";
         check.refuse_unless(RetryOn::parse(on).is_some(), &list.index(index), quote(on), message);
     }
     check.unique(&list, &retries.on, |on| quote(on));
-    if let Some(budget) = &retries.budget {
-        let path = path.field("budget");
-        check.range(&path.field("percent"), budget.percent, 0, 100);
-        check.range(&path.field("minPerSecond"), budget.min_per_second, 0, 1_000);
-        if budget.percent == 0 && budget.min_per_second == 0 {
-            let message = "allows no retry at all; raise one of the two, or remove `retries`";
-            check.refuse(&path, "", message);
-        }
+    let (path, budget) = (path.field("budget"), &retries.budget);
+    check.range(&path.field("percent"), budget.percent, &policy::BUDGET_PERCENT);
+    let least = path.field("minPerSecond");
+    check.range(&least, budget.min_per_second, &policy::BUDGET_MIN_PER_SECOND);
+    if budget.percent == 0 && budget.min_per_second == 0 {
+        let message = "allows no retry at all; raise percent or minPerSecond, or remove `retries`";
+        check.refuse(&path, "", message);
     }
-    if let Some(backoff) = &retries.backoff {
-        let path = path.field("backoff");
-        check.duration(&path.field("base"), Some(backoff.base), "1ms", "10s");
-        check.duration(&path.field("max"), Some(backoff.max), "1ms", "1m");
-        if backoff.base > backoff.max {
-            let message = format!("is longer than `max`, which is {}; write less", backoff.max);
-            check.refuse(&path.field("base"), backoff.base, message);
-        }
+}
+
+fn backoff(check: &mut Check, path: &Path, backoff: &Backoff) {
+    check.duration(&path.field("base"), backoff.base, policy::BACKOFF_BASE);
+    check.duration(&path.field("max"), backoff.max, policy::BACKOFF_MAX);
+    if backoff.base > backoff.max {
+        let message = format!("is longer than `max`, which is {}; write less", backoff.max);
+        check.refuse(&path.field("base"), backoff.base, message);
     }
 }
 
 fn circuit_breaker(check: &mut Check, path: &Path, breaker: &CircuitBreaker) {
     let failures = path.field("consecutiveFailures");
-    check.range(&failures, breaker.consecutive_failures, 1, 1_000);
-    check.duration(&path.field("openFor"), breaker.open_for, "100ms", "1h");
-    if let Some(percent) = breaker.max_ejected_percent {
-        check.range(&path.field("maxEjectedPercent"), percent, 1, 50);
-    }
+    check.range(&failures, breaker.consecutive_failures, &policy::CONSECUTIVE_FAILURES);
+    check.duration(&path.field("openFor"), breaker.open_for, policy::OPEN_FOR);
+    let percent = breaker.max_ejected_percent;
+    check.range(&path.field("maxEjectedPercent"), percent, &policy::MAX_EJECTED_PERCENT);
 }
