@@ -14,19 +14,21 @@ CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 LAB := $(TARGET)/lab
 PROGRAMS := heddle-lab heddle-demo heddle-app heddle-proxy heddle-init heddle-control-plane
+IMAGES := proxy.tar init.tar control-plane.tar app.tar
+CLUSTER := $(TARGET)/debug/heddle-cluster --name $(or $(HEDDLE_CLUSTER),default)
 # Tools that scripts/prepare keeps outside the tree.
 export PATH := $(shell scripts/prepare path):$(PATH)
 
 .PHONY: help
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: lab ## The whole mesh on this machine, with live traffic (root, Linux)
 	$(LAB)/heddle-demo
 
 .PHONY: test
-test: lab ## Every test that CI runs: units, network namespaces, house rules (root, Linux)
+test: lab image ## Every test that CI runs: units, namespaces, a short real cluster (root, Linux)
 	@scripts/prepare test
 	@scripts/test --workspace --locked
 
@@ -55,6 +57,34 @@ lab: ## Build the mesh and the lab; leaves target/lab/heddle-lab
 	$(CARGO) build --workspace --bins --locked
 	@mkdir -p $(LAB)
 	@for program in $(PROGRAMS); do ln -f $(TARGET)/debug/$$program $(LAB)/$$program; done
+
+.PHONY: image
+image: ## The mesh's container images as OCI archives in target/image; PROFILE=release to ship them
+ifeq ($(PROFILE),release)
+	@scripts/prepare build
+	@# Each with the features it ships with, not the union of what the workspace asks for.
+	@for package in proxy init control-plane cli; do \
+		$(CARGO) build --release --locked --package heddle-$$package; done
+	$(CARGO) build --release --locked --package heddle-tests --bin heddle-app
+	@scripts/image mesh $(TARGET)/release $(TARGET)/image
+else
+	@$(MAKE) --no-print-directory lab
+	@scripts/image mesh $(TARGET)/debug $(TARGET)/image
+endif
+
+.PHONY: cluster-up
+cluster-up: image ## A Kubernetes cluster on this machine, with our images; NODES=2 for two nodes
+	@scripts/prepare cluster
+	$(CLUSTER) up --nodes $(or $(NODES),1) $(addprefix --image $(TARGET)/image/,$(IMAGES))
+
+.PHONY: cluster-down
+cluster-down: ## Remove that cluster, whatever is left of it
+	$(CLUSTER) down
+
+.PHONY: e2e
+e2e: image ## The mesh on a cluster of its own, or on that of KUBECONFIG, with its images loaded
+	@scripts/prepare cluster
+	@scripts/e2e
 
 .PHONY: bench
 bench: PROFILE := $(if $(QUICK),quick-release,release)

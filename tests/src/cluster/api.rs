@@ -5,23 +5,21 @@
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use tempfile::TempDir;
-use tokio::io::AsyncWriteExt as _;
-use tokio::process::Command;
 use tokio::time::{Instant, sleep};
 
 use super::daemon::{Daemon, Keeper};
 use super::pki::{Authority, write_service_account_keys};
 use super::programs::{API, Programs};
+use super::tools::Tools;
 use super::{etcd, kubeconfig, server_arguments};
-use crate::real::Ran;
 
 const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// Directories of test processes begin so; the process id follows.
@@ -40,7 +38,7 @@ pub struct ApiServer {
     server: Option<Daemon>,
     etcd: Daemon,
     keeper: Keeper,
-    programs: Programs,
+    tools: Tools,
     authority: Authority,
     port: u16,
     dir: TempDir,
@@ -65,16 +63,10 @@ impl ApiServer {
         let keeper = Keeper::start()?;
         let arguments = server_arguments::etcd(dir.path());
         let etcd = keeper.spawn("etcd", &programs.path("etcd"), dir.path(), &arguments)?;
-        let mut this = Self {
-            controllers: None,
-            server: None,
-            etcd,
-            keeper,
-            programs,
-            authority,
-            port: 0,
-            dir,
-        };
+        let kubeconfig = dir.path().join("admin.kubeconfig");
+        let tools = Tools::new(programs, kubeconfig, dir.path().to_owned());
+        let (controllers, server) = (None, None);
+        let mut this = Self { controllers, server, etcd, keeper, tools, authority, port: 0, dir };
         this.start_somewhere().await?;
         Ok(this)
     }
@@ -94,7 +86,7 @@ impl ApiServer {
              -pod-garbage-collector-controller,-taint-eviction-controller"
                 .into(),
         );
-        let program = self.programs.path("kube-controller-manager");
+        let program = self.tools.programs().path("kube-controller-manager");
         let name = "kube-controller-manager";
         let daemon = self.keeper.spawn(name, &program, self.dir.path(), &arguments)?;
         self.controllers = Some(daemon);
@@ -113,18 +105,12 @@ impl ApiServer {
         format!("https://{ADDRESS}:{}", self.port)
     }
 
-    /// An administrator's kubeconfig.
-    #[must_use]
-    pub fn kubeconfig(&self) -> PathBuf {
-        self.dir.path().join("admin.kubeconfig")
-    }
-
     /// An administrator's client.
     ///
     /// # Errors
     /// When the kubeconfig cannot be read.
     pub async fn client(&self) -> anyhow::Result<Client> {
-        client_of(&self.kubeconfig()).await
+        client_of(self.tools.kubeconfig()).await
     }
 
     /// The kubeconfig of somebody whom the API server knows by a certificate.
@@ -141,44 +127,6 @@ impl ApiServer {
     /// As the file system's.
     pub async fn client_for(&self, user: &str, groups: &[&str]) -> anyhow::Result<Client> {
         client_of(&self.kubeconfig_for(user, groups)?).await
-    }
-
-    /// Runs `kubectl` as administrator. What it says and how it ends is the caller's to judge.
-    ///
-    /// # Errors
-    /// When it cannot be run at all.
-    pub async fn kubectl(&self, arguments: &[&str]) -> anyhow::Result<Ran> {
-        self.kubectl_with(arguments, "").await
-    }
-
-    /// The same with a text on its standard input, for `-f -`.
-    ///
-    /// # Errors
-    /// When it cannot be run at all.
-    pub async fn kubectl_with(&self, arguments: &[&str], input: &str) -> anyhow::Result<Ran> {
-        let mut command = Command::new(self.programs.path("kubectl"));
-        command.args(arguments).env("KUBECONFIG", self.kubeconfig()).env("HOME", self.dir.path());
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.kill_on_drop(true).spawn().context("run kubectl")?;
-        let mut stdin = child.stdin.take().context("it was asked for")?;
-        // Whatever does not read its input says why on its own.
-        let _ = stdin.write_all(input.as_bytes()).await;
-        drop(stdin);
-        Ok(child.wait_with_output().await?.into())
-    }
-
-    /// Applies manifests.
-    ///
-    /// # Errors
-    /// What kubectl says against them.
-    pub async fn apply(&self, manifests: &str) -> anyhow::Result<()> {
-        self.kubectl_with(&["apply", "-f", "-"], manifests).await?.ok().map(drop)
-    }
-
-    /// Where the programs are: `helm`, the Gateway API's definitions.
-    #[must_use]
-    pub fn programs(&self) -> &Programs {
-        &self.programs
     }
 
     /// Kills the API server, as a crash would.
@@ -227,7 +175,7 @@ impl ApiServer {
         let mut arguments = server_arguments::api_server(self.dir.path(), ADDRESS, port);
         // It would refuse to publish a loopback address as the Service `kubernetes`.
         arguments.push("--endpoint-reconciler-type=none".into());
-        let program = self.programs.path("kube-apiserver");
+        let program = self.tools.programs().path("kube-apiserver");
         self.keeper.spawn("kube-apiserver", &program, self.dir.path(), &arguments)
     }
 
@@ -261,6 +209,15 @@ impl ApiServer {
         let pair = self.authority.client(user, groups)?;
         kubeconfig::write(&path, &self.url(), self.authority.certificate(), &pair)?;
         Ok(path)
+    }
+}
+
+/// `kubectl` and manifests, as administrator.
+impl Deref for ApiServer {
+    type Target = Tools;
+
+    fn deref(&self) -> &Tools {
+        &self.tools
     }
 }
 
