@@ -77,7 +77,7 @@ fn timeouts(timeouts: &Timeouts) -> v1::Timeouts {
 }
 
 fn retries(retries: &Retries) -> v1::Retries {
-    let on: Vec<_> = retries.on.iter().filter_map(|on| RetryOn::parse(on)).collect();
+    let on: Vec<_> = retries.when.iter().filter_map(|on| RetryOn::parse(on)).collect();
     let mut on_status = BTreeSet::<u32>::new();
     for one in &on {
         match one {

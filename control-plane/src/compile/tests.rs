@@ -469,7 +469,7 @@ fn policies_say_defaults_in_full() {
     let policy = ours(
         "TrafficPolicy",
         "p",
-        "{ targetRef: { kind: Service, name: web }, retries: { attempts: 2, on: [connect, \"429\", gateway-error] }, circuitBreaker: { consecutiveFailures: 5 } }",
+        "{ targetRef: { kind: Service, name: web }, retries: { attempts: 2, when: [connect, \"429\", gateway-error] }, circuitBreaker: { consecutiveFailures: 5 } }",
     );
     let mut world = World::of(&(web() + &policy));
     let policy: v1::Policy = world.decode(ResourceType::Policy, "shop/web");
@@ -482,7 +482,7 @@ fn policies_say_defaults_in_full() {
     assert_eq!((breaker.open_for_ms, breaker.max_ejected_percent), (30_000, 50));
     assert_eq!((policy.timeouts, policy.balance), (None, 0));
 
-    world.apply(&ours("TrafficPolicy", "p", "{ targetRef: { kind: Service, name: web }, timeouts: { request: 2s, perTry: 500ms, connect: 1s, idle: 1h }, retries: { attempts: 1, on: [reset, \"5xx\"] }, loadBalancer: { algorithm: roundRobin } }"));
+    world.apply(&ours("TrafficPolicy", "p", "{ targetRef: { kind: Service, name: web }, timeouts: { request: 2s, perTry: 500ms, connect: 1s, idle: 1h }, retries: { attempts: 1, when: [reset, \"5xx\"] }, loadBalancer: { algorithm: roundRobin } }"));
     let policy: v1::Policy = world.decode(ResourceType::Policy, "shop/web");
     let want =
         v1::Timeouts { request_ms: 2_000, per_try_ms: 500, connect_ms: 1_000, idle_ms: 3_600_000 };

@@ -30,10 +30,8 @@ impl CustomSpec for AuthorizationPolicySpec {
     const ABOUT: &'static str = "Says who may call the selected pods. Their own proxies decide, by \
                                  the identity that the caller's certificate proves. A matching Deny \
                                  rule refuses; one Allow rule makes its ports deny-by-default.";
-    const COLUMNS: &'static [Column] = &[
-        Column::text("Pods", ".spec.targetRef.selector", "Labels of the pods that it guards."),
-        Column::text("Actions", ".spec.rules[*].action", "What its rules do."),
-    ];
+    const COLUMNS: &'static [Column] =
+        &[Column::text("Pods", ".spec.targetRef.selector", "Labels of the pods that it guards.")];
 }
 
 /// Whose callers are judged, and how.

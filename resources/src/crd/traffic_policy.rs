@@ -115,6 +115,7 @@ pub struct Retries {
     /// Extra attempts.
     #[schemars(transform = number(&ATTEMPTS))]
     pub attempts: u32,
+    // Not `on`: YAML 1.1, which kubectl reads, takes that for a boolean.
     /// What is retried: `connect`, `reset`, `gateway-error` (502, 503, 504), `5xx`, or status codes
     /// from `400` to `599`.
     #[schemars(
@@ -122,7 +123,7 @@ pub struct Retries {
         transform = list_set,
         transform = items(retry_on)
     )]
-    pub on: Vec<String>,
+    pub when: Vec<String>,
     /// How many retries there may be, of all requests together.
     #[serde(default)]
     pub budget: Budget,
@@ -226,7 +227,7 @@ pub enum Algorithm {
     Random,
 }
 
-/// One entry of [`Retries::on`].
+/// One entry of [`Retries::when`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RetryOn {
     /// The connection was not made. Always retried; saying so changes nothing.

@@ -58,7 +58,7 @@ metadata: { name: payments, namespace: shop }
 spec:
   targetRef: { kind: Service, name: payments }
   timeouts: { request: 2s, perTry: 500ms, connect: 1s, idle: 1h }
-  retries: { attempts: 2, on: [connect, "503", gateway-error], budget: { percent: 20, minPerSecond: 10 }, backoff: { base: 25ms, max: 1s } }
+  retries: { attempts: 2, when: [connect, "503", gateway-error], budget: { percent: 20, minPerSecond: 10 }, backoff: { base: 25ms, max: 1s } }
   circuitBreaker: { consecutiveFailures: 5, openFor: 30s, maxEjectedPercent: 50 }
   loadBalancer: { algorithm: peakEwma }
 ---
@@ -522,15 +522,20 @@ const SPOILT: &[(&str, &str, &str, &str)] = &[
     ("TrafficPolicy", "connect: 1s", "connect: 2m", "spec.timeouts.connect: 2m: write 1ms to 1m"),
     ("TrafficPolicy", "idle: 1h", "idle: 10ms", "spec.timeouts.idle: 10ms: write 1s to 24h"),
     ("TrafficPolicy", "attempts: 2", "attempts: 11", "spec.retries.attempts: 11: write 0 to 10"),
-    ("TrafficPolicy", "\"503\"", "503", "spec.retries.on[1]: 503: write a string; in quotes"),
-    ("TrafficPolicy", "\"503\"", "\"200\"", "spec.retries.on[1]: \"200\": write connect, reset"),
-    ("TrafficPolicy", "\"503\"", "\"+503\"", "spec.retries.on[1]: \"+503\": write connect, reset"),
-    ("TrafficPolicy", "\"503\"", "connect", "spec.retries.on[1]: \"connect\": is listed twice"),
+    ("TrafficPolicy", "\"503\"", "503", "spec.retries.when[1]: 503: write a string; in quotes"),
+    ("TrafficPolicy", "\"503\"", "\"200\"", "spec.retries.when[1]: \"200\": write connect, reset"),
+    (
+        "TrafficPolicy",
+        "\"503\"",
+        "\"+503\"",
+        "spec.retries.when[1]: \"+503\": write connect, reset",
+    ),
+    ("TrafficPolicy", "\"503\"", "connect", "spec.retries.when[1]: \"connect\": is listed twice"),
     (
         "TrafficPolicy",
         "[connect, \"503\", gateway-error]",
         "[]",
-        "spec.retries.on: has 0 entries; write 1 to 64",
+        "spec.retries.when: has 0 entries; write 1 to 64",
     ),
     (
         "TrafficPolicy",

@@ -95,14 +95,14 @@ fn timeouts(check: &mut Check, path: &Path, timeouts: &Timeouts) {
 
 fn retries(check: &mut Check, path: &Path, retries: &Retries) {
     check.range(&path.field("attempts"), retries.attempts, &policy::ATTEMPTS);
-    let list = path.field("on");
-    check.length(&list, retries.on.len(), 1, policy::MAX_RETRY_ON);
-    for (index, on) in retries.on.iter().enumerate() {
+    let list = path.field("when");
+    check.length(&list, retries.when.len(), 1, policy::MAX_RETRY_ON);
+    for (index, on) in retries.when.iter().enumerate() {
         let message = "write connect, reset, gateway-error, \"5xx\" or a status code from \"400\" \
                        to \"599\"";
         check.refuse_unless(RetryOn::parse(on).is_some(), &list.index(index), quote(on), message);
     }
-    check.unique(&list, &retries.on, |on| quote(on));
+    check.unique(&list, &retries.when, |on| quote(on));
     let (path, budget) = (path.field("budget"), &retries.budget);
     check.range(&path.field("percent"), budget.percent, &policy::BUDGET_PERCENT);
     let least = path.field("minPerSecond");

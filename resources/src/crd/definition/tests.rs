@@ -76,6 +76,16 @@ fn nothing_but_what_structural_schemas_know() {
     });
 }
 
+/// kubectl reads YAML 1.1: it would send `on:` as `true:`.
+#[test]
+fn no_field_is_named_like_a_boolean() {
+    let booleans = ["y", "n", "yes", "no", "on", "off", "true", "false"];
+    check(|path, _| {
+        let name = path.rsplit('.').next().unwrap();
+        booleans.contains(&name).then_some("is a boolean for kubectl; give it another name")
+    });
+}
+
 #[test]
 fn every_rule_says_what_to_write() {
     check(|_, schema| {
