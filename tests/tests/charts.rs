@@ -1,6 +1,10 @@
 //! The Helm charts as an operator meets them: what they render, what they refuse, and that the
 //! documents about them are true. Rendered YAML is asserted, not reviewed by eye.
 
+#[path = "charts/access.rs"]
+mod access;
+#[path = "charts/cluster.rs"]
+mod cluster;
 #[path = "charts/helm.rs"]
 mod helm;
 #[path = "charts/permissions.rs"]
@@ -12,7 +16,8 @@ mod rendered;
 #[path = "charts/values.rs"]
 mod values;
 
-use helm::{EVERYTHING, Rendering, VARIANTS};
+use cluster::Cluster;
+use helm::{EVERYTHING, NAMESPACE, Rendering, VARIANTS};
 
 #[test]
 fn both_charts_pass_the_linter() {
@@ -95,4 +100,39 @@ fn every_permission_is_documented() {
         "docs/permissions.md lacks {missing:#?}\nand lists what is not granted: {stale:#?}"
     );
     assert!(granted.len() > 20, "{granted:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_installs_upgrades_and_uninstalls() {
+    let cluster = Cluster::start().await;
+    let too_soon = cluster.install(&["--create-namespace"]).unwrap_err();
+    assert!(too_soon.contains("heddle-crds"), "{too_soon}");
+    cluster.install_definitions().await;
+    let restricted = "pod-security.kubernetes.io/enforce=restricted";
+    cluster
+        .api
+        .kubectl(&["label", "namespace", NAMESPACE, restricted])
+        .await
+        .unwrap()
+        .ok()
+        .unwrap();
+    cluster::renderings_are_valid(&cluster).await;
+    cluster.install(&[]).unwrap();
+    cluster::pods_are_admitted(&cluster).await;
+    cluster::releases_leave_the_authority_alone(&cluster).await;
+    cluster::settings_of_the_mesh_are_kept(&cluster).await;
+    cluster::an_outage_stops_nobody_else(&cluster).await;
+    cluster::uninstalling_holds_nothing_up(&cluster).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_control_plane_may_do_what_is_listed_and_nothing_else() {
+    let cluster = Cluster::start().await;
+    cluster.install_definitions().await;
+    cluster.install(&[]).unwrap();
+    let listed: Vec<_> =
+        permissions::documented(&helm::read("docs/permissions.md")).into_iter().collect();
+    access::everything_listed_is_granted(&cluster, &listed).await;
+    access::nothing_else_is_granted(&cluster).await;
+    access::names_hold(&cluster).await;
 }

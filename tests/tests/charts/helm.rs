@@ -3,9 +3,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
 
+use heddle_tests::cluster::programs::Programs;
 use serde_json::Value;
+
+/// Where Heddle is installed.
+pub(crate) const NAMESPACE: &str = heddle_api::names::CONTROL_PLANE_NAMESPACE;
 
 /// What is rendered and kept as a golden file: a name, and files of values beside the defaults.
 pub(crate) const VARIANTS: &[(&str, &[&str])] = &[
@@ -42,15 +45,9 @@ pub(crate) fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-fn program() -> &'static Path {
-    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| {
-        let output = Command::new(root().join("scripts/kubernetes")).arg("path").output();
-        let folder = String::from_utf8(output.expect("the script runs").stdout).expect("UTF-8");
-        let program = Path::new(folder.trim_end()).join("helm");
-        assert!(program.is_file(), "no {}: run `scripts/kubernetes cluster`", program.display());
-        program
-    })
+/// The one of `scripts/kubernetes`.
+fn program() -> PathBuf {
+    Programs::find(&["helm"]).unwrap_or_else(|error| panic!("{error:#}")).path("helm")
 }
 
 /// Runs helm; what it says where it should not have.
@@ -73,18 +70,12 @@ fn run(
     if !values.is_empty() {
         command.arg("--values").arg(given);
     }
-    let output = command.output().expect("helm runs");
-    if output.status.success() {
-        Ok(String::from_utf8(output.stdout).expect("UTF-8"))
-    } else {
-        let said = [output.stdout, output.stderr].concat();
-        Err(String::from_utf8_lossy(&said).into_owned())
-    }
+    said(&mut command)
 }
 
 /// Every object of the chart `heddle`, rendered with these files and values of its own.
 pub(crate) fn template(files: &[&str], values: &str) -> Result<String, String> {
-    run(&["template", "heddle", "charts/heddle"], "heddle-system", files, values)
+    run(&["template", "heddle", "charts/heddle"], NAMESPACE, files, values)
 }
 
 /// The same for somebody who names another namespace.
@@ -94,13 +85,32 @@ pub(crate) fn template_into(namespace: &str) -> Result<String, String> {
 
 /// The chart of the definitions.
 pub(crate) fn template_crds(values: &str) -> Result<String, String> {
-    run(&["template", "heddle-crds", "charts/heddle-crds"], "heddle-system", &[], values)
+    run(&["template", "heddle-crds", "charts/heddle-crds"], NAMESPACE, &[], values)
 }
 
 pub(crate) fn lint(chart: &str, files: &[&str]) {
     let arguments = ["lint", "--strict", &format!("charts/{chart}")];
-    let said = run(&arguments, "heddle-system", files, "");
+    let said = run(&arguments, NAMESPACE, files, "");
     assert!(said.is_ok(), "{chart} with {files:?}: {}", said.unwrap_err());
+}
+
+/// Helm as an operator of a cluster runs it, in the namespace of the mesh.
+pub(crate) fn operate(kubeconfig: &Path, arguments: &[&str]) -> Result<String, String> {
+    let home = tempfile::tempdir().expect("a temporary directory");
+    let mut command = Command::new(program());
+    command.args(arguments).args(["--namespace", NAMESPACE]).current_dir(root());
+    command.env("HOME", home.path()).env("KUBECONFIG", kubeconfig);
+    said(&mut command)
+}
+
+fn said(command: &mut Command) -> Result<String, String> {
+    let output = command.output().expect("helm runs");
+    if output.status.success() {
+        Ok(String::from_utf8(output.stdout).expect("UTF-8"))
+    } else {
+        let said = [output.stdout, output.stderr].concat();
+        Err(String::from_utf8_lossy(&said).into_owned())
+    }
 }
 
 /// Rendered objects.

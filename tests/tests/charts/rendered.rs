@@ -164,7 +164,7 @@ fn injector(rendering: &Rendering, problems: &mut Problems) {
             .any(|one| one["key"] == names::INJECT_LABEL && one["operator"] == "Exists");
         unless(labelled || chosen, "asks about pods that nobody labelled");
         let condition = webhook["matchConditions"][0]["expression"].as_str().unwrap_or_default();
-        let own_network = condition.starts_with('!') && condition.contains("hostNetwork");
+        let own_network = condition.contains("hostNetwork") && condition.ends_with("!= true");
         unless(own_network || webhook["failurePolicy"] == "Ignore", "may hold up the node's pods");
         unless(webhook["reinvocationPolicy"] == "IfNeeded", "misses what later webhooks add");
         let rules = json!([{
