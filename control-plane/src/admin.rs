@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::discovery::fleet::{Fleet, Member, Rejecting, Standing};
-use crate::metrics::kind_label;
+use crate::metrics::{kind_label, rejection_label};
 use crate::served::Served;
 use crate::traffic;
 
@@ -136,7 +136,7 @@ fn rejecting(standing: &Standing) -> Vec<Value> {
     let one = |rejecting: &Rejecting| {
         json!({
             "pod": &*rejecting.pod,
-            "reason": rejecting.reason,
+            "reason": rejection_label(rejecting.reason),
             "path": rejecting.path,
             "message": rejecting.message,
         })

@@ -226,6 +226,17 @@ impl Catalog {
         all
     }
 
+    /// The live pods of a service account.
+    pub fn pods_of<'a>(
+        &'a self,
+        namespace: &'a str,
+        service_account: &'a str,
+    ) -> impl Iterator<Item = &'a PodIdentity> + 'a {
+        self.pods.values().map(AsRef::as_ref).filter(move |pod: &&PodIdentity| {
+            *pod.namespace == *namespace && *pod.service_account == *service_account
+        })
+    }
+
     /// The live pod of that name.
     #[must_use]
     pub fn pod(&self, namespace: &str, name: &str) -> Option<&PodIdentity> {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use heddle_api::identity::SpiffeId;
 use heddle_api::proto::v1::discovery_server::{Discovery, DiscoveryServer};
 use heddle_api::proto::v1::identity_server::IdentityServer;
+use heddle_api::proto::v1::replica_server::ReplicaServer;
 use heddle_api::proto::v1::{ToControlPlane, ToProxy, Version};
 use heddle_runtime::drain;
 use rand::RngExt;
@@ -27,6 +28,7 @@ use crate::authn::{Refusal, Verifier, parse_identity};
 use crate::ca::Authority;
 use crate::error::Error;
 use crate::metrics::Metrics;
+use crate::replica::Teller;
 use crate::served::Served;
 
 mod accept;
@@ -115,6 +117,16 @@ impl Server {
             limits: Mutex::new(Limits::new(self.csr_per_minute, Instant::now())),
             metrics: self.metrics.clone(),
         };
+        let teller = Teller {
+            fleet: self.fleet.clone(),
+            served: self.served.clone(),
+            drain: self.drain.clone(),
+            identify: |request| {
+                let caller = request.extensions().get::<Caller>();
+                let caller = caller.ok_or_else(|| Status::internal("the connection is unknown"))?;
+                identify(caller).map_err(Status::from)
+            },
+        };
         let streams = Streams {
             context: Context {
                 served: self.served,
@@ -134,6 +146,7 @@ impl Server {
             .add_service(
                 DiscoveryServer::new(streams).max_decoding_message_size(STREAM_MESSAGE_LIMIT),
             )
+            .add_service(ReplicaServer::new(teller).max_decoding_message_size(ISSUE_MESSAGE_LIMIT))
             .add_service(IdentityServer::new(issuer).max_decoding_message_size(ISSUE_MESSAGE_LIMIT))
     }
 }

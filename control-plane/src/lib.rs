@@ -18,6 +18,7 @@ pub mod index;
 pub mod indexing;
 pub mod kubernetes;
 pub mod metrics;
+pub mod replica;
 pub mod served;
 mod state;
 mod traffic;

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use heddle_api::identity::SpiffeId;
-use heddle_api::proto::v1::Version;
+use heddle_api::proto::v1::{self, RejectionReason, Version};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -22,6 +22,8 @@ const NAMED_LIMIT: usize = 16;
 #[derive(Debug, Clone, Default)]
 pub struct Fleet {
     inner: Arc<Mutex<Inner>>,
+    /// Raised whenever a standing changes.
+    revision: watch::Sender<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -53,7 +55,7 @@ pub struct Member {
 }
 
 /// How a resource stands with the proxies that were given this very body.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Standing {
     pub given: u64,
     pub active: u64,
@@ -61,14 +63,14 @@ pub struct Standing {
     /// Some of those that rejected it.
     pub rejecting: Vec<Rejecting>,
     /// The first rejection has been told: one proxy that wavers fills no log.
-    announced: bool,
+    pub(crate) announced: bool,
 }
 
 /// A proxy that rejected a resource, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rejecting {
     pub pod: Arc<str>,
-    pub reason: &'static str,
+    pub reason: RejectionReason,
     pub path: String,
     pub message: String,
 }
@@ -91,6 +93,8 @@ impl Fleet {
         if inner.members.get(&member.pod).is_some_and(|current| Arc::ptr_eq(current, member)) {
             inner.members.remove(&member.pod);
         }
+        drop(inner);
+        self.note_change();
     }
 
     /// Notes what a proxy was given instead of what.
@@ -105,6 +109,8 @@ impl Fleet {
         for (key, hash) in given {
             inner.standings.entry((key.clone(), hash)).or_default().given += 1;
         }
+        drop(inner);
+        self.note_change();
     }
 
     /// Notes a verdict: active, or a rejection. True when it is the first rejection of this body.
@@ -116,6 +122,7 @@ impl Fleet {
         pod: &Arc<str>,
         rejection: Option<Rejecting>,
     ) -> bool {
+        self.note_change();
         let mut inner = self.lock();
         let Some(standing) = inner.standings.get_mut(&(key.clone(), hash)) else { return false };
         standing.count(before, -1);
@@ -151,6 +158,18 @@ impl Fleet {
         self.lock().standings.get(&(key.clone(), hash)).cloned().unwrap_or_default()
     }
 
+    /// Every standing there is.
+    #[must_use]
+    pub fn standings(&self) -> HashMap<(Key, u64), Standing> {
+        self.lock().standings.clone()
+    }
+
+    /// Tells when a standing has changed.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.revision.subscribe()
+    }
+
     /// Every body that some proxy rejects.
     #[must_use]
     pub fn rejections(&self) -> Vec<(Key, Standing)> {
@@ -160,6 +179,10 @@ impl Fleet {
             rejected.map(|((key, _), standing)| (key.clone(), standing.clone())).collect();
         all.sort_by(|a, b| a.0.cmp(&b.0));
         all
+    }
+
+    fn note_change(&self) {
+        self.revision.send_modify(|revision| *revision = revision.wrapping_add(1));
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -201,6 +224,47 @@ impl Inner {
 }
 
 impl Standing {
+    /// Adds what another replica counts.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.given += other.given;
+        self.active += other.active;
+        self.rejected += other.rejected;
+        let room = NAMED_LIMIT.saturating_sub(self.rejecting.len());
+        self.rejecting.extend(other.rejecting.iter().take(room).cloned());
+    }
+
+    /// What was told by another replica; `None` for what it has forgotten.
+    pub(crate) fn parse(told: v1::Standing) -> Option<Self> {
+        let rejecting = told.rejecting.into_iter().take(NAMED_LIMIT).map(|one| Rejecting {
+            reason: one.reason(),
+            pod: one.pod.into(),
+            path: one.path,
+            message: one.message,
+        });
+        let rejecting = rejecting.collect();
+        let v1::Standing { given, active, rejected, .. } = told;
+        (given > 0).then_some(Self { given, active, rejected, rejecting, announced: true })
+    }
+
+    /// For another replica.
+    pub(crate) fn tell(&self, key: &Key, hash: u64) -> v1::Standing {
+        let rejecting = self.rejecting.iter().map(|one| v1::RejectingProxy {
+            pod: one.pod.to_string(),
+            reason: one.reason.into(),
+            path: one.path.clone(),
+            message: one.message.clone(),
+        });
+        v1::Standing {
+            r#type: key.kind.into(),
+            name: key.name.to_string(),
+            hash,
+            given: self.given,
+            active: self.active,
+            rejected: self.rejected,
+            rejecting: rejecting.collect(),
+        }
+    }
+
     fn count(&mut self, verdict: Verdict, step: i64) {
         let counter = match verdict {
             Verdict::Pending => return,
@@ -224,7 +288,7 @@ mod tests {
 
     fn rejecting(pod: &str) -> Option<Rejecting> {
         let (path, message) = (String::new(), String::new());
-        Some(Rejecting { pod: pod.into(), reason: "MALFORMED", path, message })
+        Some(Rejecting { pod: pod.into(), reason: RejectionReason::Malformed, path, message })
     }
 
     #[test]

@@ -275,7 +275,7 @@ async fn reports_are_counted_and_rejections_named() {
     assert_eq!(&*key.name, rejected.name);
     assert_eq!((standing.given, standing.active, standing.rejected), (1, 0, 1));
     assert_eq!(&*standing.rejecting[0].pod, "shop/web-1");
-    assert_eq!(standing.rejecting[0].reason, "invalid_value");
+    assert_eq!(standing.rejecting[0].reason, RejectionReason::InvalidValue);
 
     let page = rig.get("/debug/subscribers").await;
     assert!(page.contains("\"verdict\": \"rejected\""), "{page}");

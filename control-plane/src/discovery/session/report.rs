@@ -24,17 +24,17 @@ fn note(context: &Context, member: &Member, report: ResourceReport) {
     let pod = &member.pod;
     let rejection = report.rejection.map(|rejection| Rejecting {
         pod: pod.clone(),
-        reason: rejection_label(rejection.reason()),
+        reason: rejection.reason(),
         path: bounded(rejection.path),
         message: bounded(rejection.message),
     });
     if let Some(Rejecting { reason, path, message, .. }) = &rejection {
-        let labels = [kind_label(key.kind), reason];
+        let labels = [kind_label(key.kind), rejection_label(*reason)];
         context.metrics.rejections.with_label_values(&labels).inc();
-        tracing::debug!(%pod, kind = labels[0], name = ?key.name, reason, ?path, ?message,
+        tracing::debug!(%pod, kind = labels[0], name = ?key.name, reason = labels[1], ?path, ?message,
                 "resource rejected");
     }
-    let reason = rejection.as_ref().map(|rejection| rejection.reason);
+    let reason = rejection.as_ref().map(|rejection| rejection_label(rejection.reason));
     if context.fleet.judged(&key, report.hash, before, pod, rejection) {
         tracing::warn!(kind = kind_label(key.kind), name = ?key.name, %pod, reason,
                 "a resource is rejected by its first proxy");
