@@ -167,7 +167,7 @@ fn every_variable_is_documented_and_exists() {
 #[test]
 fn every_metric_is_documented_and_exists() {
     const CONTROL_PLANE: &str = "heddle_control_plane_";
-    let proxy = code("proxy/src/metrics.rs");
+    let proxy = code("proxy/src/metrics/scrape.rs");
     let control_plane = code("control-plane/src/metrics.rs");
     let document = read("docs/metrics.md");
     let documented = names(&document, "heddle_");
