@@ -20,6 +20,8 @@ use heddle_resources::reader;
 use prost::Message as _;
 use rustls_pki_types::CertificateDer;
 
+mod route;
+
 /// One thing that reads bytes.
 pub struct Target {
     pub name: &'static str,
@@ -42,6 +44,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "spiffe-id", run: run_spiffe_id, seeds: seed_spiffe_id, words: SPIFFE_WORDS },
     Target { name: "certificate", run: run_certificate, seeds: seed_certificate, words: &[] },
     Target { name: "path", run: run_path, seeds: seed_path, words: PATH_WORDS },
+    Target { name: "route", run: route::run, seeds: route::seeds, words: PATH_WORDS },
 ];
 
 const HTTP_WORDS: &[&[u8]] = &[
@@ -350,7 +353,10 @@ fn seed_discovery() -> Vec<Vec<u8>> {
     let inbound =
         v1::InboundPolicy { namespace: "shop".into(), pod: "web-1".into(), ..Default::default() };
     let policy = v1::Policy { source: "shop/web".into(), ..v1::Policy::default() };
+    let rule = v1::RouteRule { source: "HTTPRoute/shop/web".into(), ..v1::RouteRule::default() };
+    let route = v1::Route { rules: vec![rule] };
     let resources = vec![
+        resource(v1::ResourceType::Route, "shop/web:80", route.encode_to_vec()),
         resource(v1::ResourceType::Mesh, "default", mesh.encode_to_vec()),
         resource(v1::ResourceType::Split, "shop/web", split.encode_to_vec()),
         resource(v1::ResourceType::Endpoints, "shop/web:80", endpoints.encode_to_vec()),
