@@ -157,6 +157,8 @@ impl Mesh {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (tcp, peer) = listener.accept().await.unwrap();
+        // As the listener does.
+        tcp.set_nodelay(true).unwrap();
         let worker = self.outbound.worker.clone();
         spawn_local(async move {
             outbound::serve(Accepted { tcp, peer, original: dialled() }, &worker).await;
@@ -178,6 +180,7 @@ async fn listen_inbound(worker: &Rc<Worker>, app: SocketAddr) -> SocketAddr {
     let worker = worker.clone();
     spawn_local(async move {
         while let Ok((tcp, peer)) = listener.accept().await {
+            tcp.set_nodelay(true).unwrap();
             let worker = worker.clone();
             spawn_local(async move {
                 inbound::serve(Accepted { tcp, peer, original: app }, &worker).await;

@@ -83,6 +83,7 @@ fn find_course<'p>(
     head: &RequestHead,
     bytes: &[u8],
 ) -> Course<'p> {
+    let Some(routes) = &port.routes else { return Course::unrouted(worker, port) };
     let fields = Http1 { head, bytes };
     let request = route::Request {
         method: head.method(bytes),
@@ -91,7 +92,7 @@ fn find_course<'p>(
         fields: &fields,
     };
     let asked = Asked { request, authority: head.authority(bytes), original: call.original };
-    find(worker, port, &asked)
+    find(worker, port, routes, &asked)
 }
 
 fn write_head(

@@ -189,6 +189,7 @@ fn find_course<'p>(
     call: &Call,
     request: &Request<Incoming>,
 ) -> Course<'p> {
+    let Some(routes) = &port.routes else { return Course::unrouted(worker, port) };
     let uri = request.uri();
     let authority = uri.authority().map(Authority::as_str);
     let fields = route::Http2 { headers: request.headers(), authority };
@@ -196,7 +197,8 @@ fn find_course<'p>(
     let authority = authority.or_else(named);
     let (method, path, query) = (request.method().as_str(), uri.path(), uri.query());
     let request = heddle_policy::route::Request { method, path, query, fields: &fields };
-    route::course(worker, port, &Asked { request, authority, original: call.original })
+    let asked = Asked { request, authority, original: call.original };
+    route::course(worker, port, routes, &asked)
 }
 
 fn redirect(to: &Redirection<'_>) -> Result<Response<Bytes>, Error> {

@@ -53,15 +53,20 @@ pub(super) struct Asked<'a, F> {
     pub(super) original: std::net::SocketAddr,
 }
 
+impl<'p> Course<'p> {
+    /// That of a request to a port without routes, which is not looked at any further.
+    pub(super) fn unrouted(worker: &Worker, port: &'p ServicePort) -> Self {
+        Self { backend: draw(worker, port), step: Step::Send(None) }
+    }
+}
+
 /// Finds the rule and draws the backend. Allocates only what a rule changes.
 pub(super) fn course<'p, F: Fields>(
     worker: &Worker,
     port: &'p ServicePort,
+    routes: &'p Routes,
     asked: &Asked<'_, F>,
 ) -> Course<'p> {
-    let Some(routes) = &port.routes else {
-        return Course { backend: draw(worker, port), step: Step::Send(None) };
-    };
     let Some(followed) = routes.table.find(&asked.request) else {
         let error = Error::NoRoute(port.service.clone());
         return Course { backend: &routes.unmatched, step: Step::Refuse(error) };
