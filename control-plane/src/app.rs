@@ -137,7 +137,7 @@ impl App {
         });
 
         let admin = Admin {
-            ready: self.gates.ready.subscribe(),
+            ready: self.gates.readiness(),
             registry: self.registry.clone(),
             extra: Dumps { served: served.clone(), fleet: fleet.clone() }.router(),
         };
@@ -193,7 +193,9 @@ pub struct Gates {
 }
 
 impl Gates {
-    fn new(drain: drain::Watch) -> Self {
+    /// Blocks by itself once the drain begins.
+    #[must_use]
+    pub fn new(drain: drain::Watch) -> Self {
         let gates = Self { ready: watch::Sender::default(), drain };
         let ending = gates.clone();
         tokio::spawn(async move {
@@ -201,6 +203,12 @@ impl Gates {
             ending.set("drain", Some("the process is ending".to_owned()));
         });
         gates
+    }
+
+    /// What blocks at present.
+    #[must_use]
+    pub fn readiness(&self) -> watch::Receiver<Readiness> {
+        self.ready.subscribe()
     }
 
     /// Blocks `part` for as long as `problem` says why. Blocked, if so, when this returns.

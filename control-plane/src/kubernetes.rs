@@ -5,7 +5,7 @@
 //!
 //! | part | file | takes | gives |
 //! |---|---|---|---|
-//! | reading | `source.rs`, `watch.rs` | `Context` | batches for the index |
+//! | reading | `source.rs`, `follow.rs`, `collection.rs`, `read.rs` | `Context` | [`Context::catalogs`] |
 //! | leadership | `lease.rs` | the lease's times | [`Context::leadership`]: only its holder writes |
 //! | epoch | `epoch.rs` | `Context` | the epoch of versions, raised by the leader |
 //! | identity | `trust.rs`, `bundle_map.rs`, `token_review.rs` | `Context` | [`Trust`](crate::app::Trust): authority, bundle, how tokens are judged; [`Context::conditions`] |
@@ -22,19 +22,26 @@ use heddle_api::names::CONTROL_PLANE_SERVICE_ACCOUNT;
 use heddle_runtime::drain;
 use kube::Api;
 use prometheus::Registry;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
-use crate::app::{App, Gates, Handle, Sourced};
+use crate::app::{App, BATCH_QUEUE, Gates, Handle, Sourced};
+use crate::catalog::Catalog;
 use crate::conditions::Conditions;
 use crate::config::Kubernetes;
 use crate::error::Error;
+use crate::indexing;
 use crate::kubernetes::lease::Leadership;
 use crate::metrics::Metrics;
 use crate::version::{Marks, Versions};
 
 pub mod bundle_map;
 mod client;
+mod collection;
+pub mod epoch;
+mod follow;
 pub mod lease;
+mod read;
+mod source;
 pub mod token_review;
 pub mod trust;
 
@@ -54,39 +61,62 @@ pub struct Context {
     pub drain: drain::Watch,
 }
 
+impl Context {
+    /// Makes the client, and stands for election until the drain.
+    ///
+    /// # Errors
+    /// When the API server's address or credentials cannot be read. An API server that does not
+    /// answer is no error: it is waited for.
+    pub async fn open(
+        settings: Kubernetes,
+        registry: Registry,
+        metrics: Metrics,
+        gates: Gates,
+        drain: drain::Watch,
+    ) -> Result<Self, Error> {
+        let client = client::connect(&settings).await?;
+        let candidate = lease::Candidate {
+            leases: Api::namespaced(client.clone(), &settings.namespace),
+            name: CONTROL_PLANE_SERVICE_ACCOUNT.to_owned(),
+            identity: settings.pod.clone(),
+            times: settings.lease,
+            leads: metrics.leader.clone(),
+            failures: metrics.source_errors.with_label_values(&["lease"]),
+        };
+        Ok(Self {
+            client,
+            leadership: candidate.run(drain.clone()),
+            settings: Arc::new(settings),
+            versions: Versions::Marked(Marks::default()),
+            metrics,
+            registry,
+            conditions: Conditions::default(),
+            gates,
+            drain,
+        })
+    }
+
+    /// Reads the cluster and compiles it. `None` until everything was read.
+    #[must_use]
+    pub fn catalogs(&self) -> watch::Receiver<Option<Catalog>> {
+        let (batches, read) = mpsc::channel(BATCH_QUEUE);
+        let (compiled, catalog) = watch::channel(None);
+        tokio::spawn(source::run(self.clone(), batches));
+        tokio::spawn(indexing::run(read, compiled, self.versions.clone()));
+        catalog
+    }
+}
+
 /// Starts every part.
 ///
 /// # Errors
-/// When the API server's address or credentials cannot be read, or an address is taken. An API
-/// server that does not answer is no error: it is waited for.
+/// As [`Context::open`], and when an address is taken.
 pub(crate) async fn start(app: App, settings: Kubernetes) -> Result<Handle, Error> {
-    let client = client::connect(&settings).await?;
-    let context = Context {
-        leadership: stand(&app, client.clone(), &settings),
-        client,
-        settings: Arc::new(settings),
-        versions: Versions::Marked(Marks::default()),
-        metrics: app.metrics.clone(),
-        registry: app.registry.clone(),
-        conditions: Conditions::default(),
-        gates: app.gates.clone(),
-        drain: app.drain.clone(),
-    };
-    let catalog = watch::channel(None).1;
+    let (registry, metrics) = (app.registry.clone(), app.metrics.clone());
+    let (gates, drain) = (app.gates.clone(), app.drain.clone());
+    let context = Context::open(settings, registry, metrics, gates, drain).await?;
+    let catalog = context.catalogs();
     let trust = trust::start(&context, app.config.leaf_lifetime, app.fleet.clone());
     let versions = context.versions.clone();
     app.serve(Sourced { catalog, versions, trust }).await
-}
-
-/// Stands for election, until the drain.
-fn stand(app: &App, client: kube::Client, settings: &Kubernetes) -> Leadership {
-    let candidate = lease::Candidate {
-        leases: Api::namespaced(client, &settings.namespace),
-        name: CONTROL_PLANE_SERVICE_ACCOUNT.to_owned(),
-        identity: settings.pod.clone(),
-        times: settings.lease,
-        leads: app.metrics.leader.clone(),
-        failures: app.metrics.source_errors.with_label_values(&["lease"]),
-    };
-    candidate.run(app.drain.clone())
 }

@@ -29,6 +29,7 @@ pub struct Metrics {
     pub source_errors: IntCounterVec,
     pub leader: IntGauge,
     pub trust_bundle_writes: IntCounterVec,
+    pub watches: Watches,
     pub version: IntGaugeVec,
     pub version_write_failures: IntCounter,
 }
@@ -96,6 +97,7 @@ impl Metrics {
                 "ConfigMaps with the trust bundle that were written.",
                 &["result"],
             )?,
+            watches: Watches::register(&families)?,
             version: families.gauges("version", "Version that is served.", &["part"])?,
             version_write_failures: families.counter(
                 "version_write_failures_total",
@@ -111,6 +113,35 @@ impl Metrics {
         let seconds = end.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
         self.certificate_expiry.with_label_values(&[certificate]).set(seconds);
+    }
+}
+
+/// How the API server is read.
+#[derive(Debug, Clone)]
+pub struct Watches {
+    pub errors: IntCounterVec,
+    pub lists: IntCounterVec,
+    pub rewinds: IntCounter,
+}
+
+impl Watches {
+    fn register(families: &Families<'_>) -> Result<Self, prometheus::Error> {
+        Ok(Self {
+            errors: families.counters(
+                "watch_errors_total",
+                "Lists and watches of the API server that failed; what was read before holds.",
+                &["kind"],
+            )?,
+            lists: families.counters(
+                "watch_lists_total",
+                "Times a kind was listed as a whole.",
+                &["kind"],
+            )?,
+            rewinds: families.counter(
+                "rewinds_total",
+                "Times the API server was found behind what it had said.",
+            )?,
+        })
     }
 }
 

@@ -26,7 +26,7 @@ mod node;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Located {
     pub object: Object,
-    /// `file:line` of its first line.
+    /// `file:line` of its first line; empty when it was not read from a file.
     pub location: Arc<str>,
 }
 
@@ -44,6 +44,7 @@ pub struct Reading {
 /// One mistake.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct Error {
+    /// Empty when the object never was in a file.
     pub file: String,
     /// From 1; 0 when the file as a whole is meant.
     pub line: u32,
@@ -60,16 +61,19 @@ pub struct Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.file)?;
-        if self.line > 0 {
-            write!(f, ":{}:{}", self.line, self.column)?;
+        if !self.file.is_empty() {
+            f.write_str(&self.file)?;
+            if self.line > 0 {
+                write!(f, ":{}:{}", self.line, self.column)?;
+            }
+            f.write_str(": ")?;
         }
         for part in [&self.object, &self.path, &self.value] {
             if !part.is_empty() {
-                write!(f, ": {part}")?;
+                write!(f, "{part}: ")?;
             }
         }
-        write!(f, ": {}", self.message)
+        f.write_str(&self.message)
     }
 }
 
@@ -89,6 +93,14 @@ pub fn read(file: &str, text: &str) -> Reading {
             message: error.message,
         }),
     }
+    reader.reading
+}
+
+/// Reads one object that never was a text: an API server's. Its errors have no place.
+#[must_use]
+pub fn read_value(value: serde_json::Value) -> Reading {
+    let mut reader = Reader { file: "", seen: HashMap::new(), reading: Reading::default() };
+    reader.object(&Node::from_json(value));
     reader.reading
 }
 
@@ -155,7 +167,10 @@ impl Reader<'_> {
             }
             self.check_duplicate(&head, object);
         }
-        let location: Arc<str> = format!("{}:{}", self.file, node.line).into();
+        let location: Arc<str> = match node.line {
+            0 => self.file.into(),
+            line => format!("{}:{line}", self.file).into(),
+        };
         if self.reading.errors.len() > errors {
             let stand_in = fallback::stand_in(kind, node, object.as_ref());
             self.reading.stand_ins.extend(stand_in.map(|object| Located { object, location }));

@@ -16,6 +16,10 @@ pub(super) fn stand_in(kind: Kind, node: &Node, object: Option<&Object>) -> Opti
     let metadata = k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta {
         name: Some(text("name").unwrap_or_else(|| format!("line-{}", node.line))),
         namespace: text("namespace"),
+        uid: text("uid"),
+        // As old as what it stands for, which decides between two that contradict.
+        creation_timestamp: text("creationTimestamp")
+            .and_then(|time| serde_json::from_value(time.into()).ok()),
         ..Default::default()
     };
     let target_ref = PodsRef { selector: selector(node), ..PodsRef::default() };

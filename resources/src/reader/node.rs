@@ -94,6 +94,24 @@ fn place(location: &serde_saphyr::Location) -> (u32, u32) {
 }
 
 impl Node {
+    /// A value that never was a text, hence has no place.
+    pub(super) fn from_json(value: serde_json::Value) -> Self {
+        let at = |key, value| Entry { key, line: 0, column: 0, value: Self::from_json(value) };
+        let value = match value {
+            serde_json::Value::Null => Value::Null,
+            serde_json::Value::Bool(value) => Value::Bool(value),
+            serde_json::Value::Number(number) => Value::Number(number),
+            serde_json::Value::String(text) => Value::String(text),
+            serde_json::Value::Array(items) => {
+                Value::List(items.into_iter().map(Self::from_json).collect())
+            }
+            serde_json::Value::Object(map) => {
+                Value::Map(map.into_iter().map(|(key, value)| at(key, value)).collect())
+            }
+        };
+        Self { line: 0, column: 0, value }
+    }
+
     pub(super) fn is_null(&self) -> bool {
         matches!(self.value, Value::Null)
     }

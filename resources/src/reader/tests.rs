@@ -835,3 +835,27 @@ proptest::proptest! {
         }
     }
 }
+
+#[test]
+fn an_object_of_an_api_server_is_read_by_the_same_rules_without_a_place() {
+    let split = |weight: i64| {
+        serde_json::json!({
+            "apiVersion": "heddle.io/v1alpha1",
+            "kind": "TrafficSplit",
+            "metadata": { "name": "web", "namespace": "shop", "uid": "u", "generation": 3 },
+            "spec": { "service": "web", "backends": [{ "service": "v1", "weight": weight }] },
+        })
+    };
+    let reading = read_value(split(1));
+    assert_eq!(reading.errors, []);
+    let [Located { object: Object::TrafficSplit(split_read), location }] = &*reading.objects else {
+        panic!("{:?}", reading.objects);
+    };
+    assert_eq!((split_read.metadata.generation, &**location), (Some(3), ""));
+
+    let mut wrong = split(1);
+    wrong["spec"]["sticky"] = "cookie".into();
+    let errors: Vec<_> = read_value(wrong).errors.iter().map(ToString::to_string).collect();
+    assert_eq!(errors.len(), 1);
+    assert!(errors[0].starts_with("TrafficSplit shop/web: spec.sticky: "), "{errors:?}");
+}
