@@ -14,7 +14,7 @@ CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 LAB := $(TARGET)/lab
 PROGRAMS := heddle-lab heddle-demo heddle-app heddle-proxy heddle-init heddle-control-plane
-IMAGES := proxy.tar init.tar control-plane.tar app.tar
+IMAGES := proxy.tar init.tar control-plane.tar app.tar echo.tar
 CLUSTER := $(TARGET)/debug/heddle-cluster --name $(or $(HEDDLE_CLUSTER),default)
 # Tools that scripts/prepare keeps outside the tree.
 export PATH := $(shell scripts/prepare path):$(PATH)
@@ -41,6 +41,8 @@ check: lint ## The inner loop: format, lints, unit tests, house rules (no root)
 lint: fmt-check ## Format and clippy, warnings refused
 	@scripts/prepare build
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	@# Left out above as they are left out of `cargo test`: they need a cluster.
+	$(CARGO) clippy --package heddle-tests --test 'e2e_*' --locked -- -D warnings
 
 .PHONY: fmt
 fmt: ## Format the code
@@ -65,7 +67,7 @@ ifeq ($(PROFILE),release)
 	@# Each with the features it ships with, not the union of what the workspace asks for.
 	@for package in proxy init control-plane cli; do \
 		$(CARGO) build --release --locked --package heddle-$$package; done
-	$(CARGO) build --release --locked --package heddle-tests --bin heddle-app
+	$(CARGO) build --release --locked --package heddle-tests --bin heddle-app --bin heddle-echo
 	@scripts/image mesh $(TARGET)/release $(TARGET)/image
 else
 	@$(MAKE) --no-print-directory lab

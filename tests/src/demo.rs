@@ -12,7 +12,7 @@ mod leftovers;
 mod report;
 mod screen;
 mod serials;
-mod statistics;
+pub(crate) mod statistics;
 mod story;
 mod timeline;
 mod traffic;

@@ -4,6 +4,7 @@ pub mod app;
 pub mod capture;
 pub mod cluster;
 pub mod demo;
+pub mod e2e;
 pub mod echo;
 pub mod faults;
 pub mod lab;

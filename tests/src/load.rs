@@ -45,7 +45,7 @@ pub struct Options {
     /// A text to carry in a header and in every body, for whoever watches the wire.
     #[arg(long, default_value = "")]
     pub marker: String,
-    /// Where to write one line per request.
+    /// Where to write one line per request; `-` is standard output, between the other lines.
     #[arg(long)]
     pub records: Option<PathBuf>,
 }

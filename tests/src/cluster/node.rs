@@ -192,6 +192,8 @@ fn kubelet_config(layout: &Layout, node: Node) -> Value {
         "failCgroupV1": false,
         "enforceNodeAllocatable": [],
         "evictionHard": { "memory.available": "100Mi" },
+        // A load client writes a line per request.
+        "containerLogMaxSize": "200Mi",
         // There is no registry to get an image back from.
         "imageGCHighThresholdPercent": 100,
         "maxPods": 250,

@@ -1,5 +1,6 @@
 //! The programs of a cluster: started in a node, known by name, outliving whoever started them.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::process::CommandExt as _;
@@ -75,6 +76,14 @@ pub fn list(layout: &Layout) -> anyhow::Result<Vec<(Launch, bool)>> {
     }
     found.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
     Ok(found)
+}
+
+/// Every process of the cluster, those in its pods too.
+///
+/// # Errors
+/// There are no control groups on this machine.
+pub fn members(layout: &Layout) -> anyhow::Result<BTreeSet<i32>> {
+    cgroup::members(layout)
 }
 
 /// A program that runs.

@@ -5,7 +5,7 @@ use crate::load::{Outcome, Record};
 /// The inclusive range of successes that `n` draws with probability `p` fall in with at least
 /// `confidence`, by the exact binomial distribution, the rest divided evenly over both sides.
 #[expect(clippy::cast_precision_loss, reason = "counts of requests, far below 2^52")]
-pub(super) fn binomial_range(n: u64, p: f64, confidence: f64) -> (u64, u64) {
+pub fn binomial_range(n: u64, p: f64, confidence: f64) -> (u64, u64) {
     let tail = (1.0 - confidence) / 2.0;
     let odds = (p / (1.0 - p)).ln();
     // Logarithms: (1 - p)^n alone is below what a float can hold.

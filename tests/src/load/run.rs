@@ -3,7 +3,8 @@
 
 use std::cell::{Cell, RefCell};
 use std::fs::File;
-use std::io::{self, BufWriter, Write as _};
+use std::io::{self, BufWriter, LineWriter, Write};
+use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -33,9 +34,7 @@ pub async fn run(
     options: Options,
     watch: impl FnMut(&Bucket) -> io::Result<()>,
 ) -> anyhow::Result<Summary> {
-    let records = options.records.as_deref().map(|path| {
-        File::create(path).with_context(|| format!("cannot write records to {}", path.display()))
-    });
+    let records = options.records.as_deref().map(open_records);
     let load = Rc::new(Load::new(options, records.transpose()?));
     let local = LocalSet::new();
     for _ in 0..load.options.connections {
@@ -62,11 +61,21 @@ struct Load {
     in_flight: Cell<u64>,
     summary: Cell<Summary>,
     gathering: RefCell<Gathering>,
-    out: RefCell<Option<BufWriter<File>>>,
+    out: RefCell<Option<Box<dyn Write>>>,
+}
+
+fn open_records(path: &Path) -> anyhow::Result<Box<dyn Write>> {
+    if path == Path::new("-") {
+        // Line by line, so that every line of a container's log is one of somebody's.
+        return Ok(Box::new(LineWriter::new(io::stdout())));
+    }
+    let file = File::create(path);
+    let file = file.with_context(|| format!("cannot write records to {}", path.display()))?;
+    Ok(Box::new(BufWriter::new(file)))
 }
 
 impl Load {
-    fn new(options: Options, out: Option<File>) -> Self {
+    fn new(options: Options, out: Option<Box<dyn Write>>) -> Self {
         Self {
             options,
             run: rand::random(),
@@ -76,7 +85,7 @@ impl Load {
             in_flight: Cell::new(0),
             summary: Cell::default(),
             gathering: RefCell::new(Gathering::new()),
-            out: RefCell::new(out.map(BufWriter::new)),
+            out: RefCell::new(out),
         }
     }
 
