@@ -103,11 +103,12 @@ fn every_permission_is_documented() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_operator_installs_upgrades_and_uninstalls() {
-    let cluster = Cluster::start().await;
-    let too_soon = cluster.install(&["--create-namespace"]).unwrap_err();
+async fn an_operator_installs_upgrades_and_uninstalls() -> anyhow::Result<()> {
+    let cluster = Cluster::start().await?;
+    let too_soon =
+        cluster.install(&["--create-namespace"]).expect_err("no definitions").to_string();
     assert!(too_soon.contains("heddle-crds"), "{too_soon}");
-    cluster.install_definitions().await;
+    cluster.install_definitions().await?;
     let restricted = "pod-security.kubernetes.io/enforce=restricted";
     cluster
         .api
@@ -116,23 +117,25 @@ async fn an_operator_installs_upgrades_and_uninstalls() {
         .unwrap()
         .ok()
         .unwrap();
-    cluster::renderings_are_valid(&cluster).await;
-    cluster.install(&[]).unwrap();
-    cluster::pods_are_admitted(&cluster).await;
-    cluster::releases_leave_the_authority_alone(&cluster).await;
-    cluster::settings_of_the_mesh_are_kept(&cluster).await;
-    cluster::an_outage_stops_nobody_else(&cluster).await;
-    cluster::uninstalling_holds_nothing_up(&cluster).await;
+    cluster::renderings_are_valid(&cluster).await?;
+    cluster.install(&[])?;
+    cluster::pods_are_admitted(&cluster).await?;
+    cluster::releases_leave_the_authority_alone(&cluster).await?;
+    cluster::settings_of_the_mesh_are_kept(&cluster).await?;
+    cluster::an_outage_stops_nobody_else(&cluster).await?;
+    cluster::uninstalling_holds_nothing_up(&cluster).await?;
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_control_plane_may_do_what_is_listed_and_nothing_else() {
-    let cluster = Cluster::start().await;
-    cluster.install_definitions().await;
-    cluster.install(&[]).unwrap();
+async fn the_control_plane_may_do_what_is_listed_and_nothing_else() -> anyhow::Result<()> {
+    let cluster = Cluster::start().await?;
+    cluster.install_definitions().await?;
+    cluster.install(&[])?;
     let listed: Vec<_> =
         permissions::documented(&helm::read("docs/permissions.md")).into_iter().collect();
-    access::everything_listed_is_granted(&cluster, &listed).await;
-    access::nothing_else_is_granted(&cluster).await;
-    access::names_hold(&cluster).await;
+    access::everything_listed_is_granted(&cluster, &listed).await?;
+    access::nothing_else_is_granted(&cluster).await?;
+    access::names_hold(&cluster).await?;
+    Ok(())
 }

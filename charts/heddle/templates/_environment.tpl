@@ -42,26 +42,35 @@
 {{- end }}
 - name: HEDDLE_PROXY_IMAGE
   value: {{ include "heddle.image" (list . .Values.proxy.image) | quote }}
-- name: HEDDLE_PROXY_IMAGE_PULL_POLICY
-  value: {{ .Values.proxy.image.pullPolicy }}
 - name: HEDDLE_INIT_IMAGE
   value: {{ include "heddle.image" (list . .Values.init.image) | quote }}
-- name: HEDDLE_INIT_IMAGE_PULL_POLICY
-  value: {{ .Values.init.image.pullPolicy }}
-- name: HEDDLE_PROXY_CPU_REQUEST
-  value: {{ .Values.proxy.resources.requests.cpu | quote }}
-- name: HEDDLE_PROXY_MEMORY_REQUEST
-  value: {{ .Values.proxy.resources.requests.memory | quote }}
-- name: HEDDLE_PROXY_CPU_LIMIT
-  value: {{ .Values.proxy.resources.limits.cpu | quote }}
-- name: HEDDLE_PROXY_MEMORY_LIMIT
-  value: {{ .Values.proxy.resources.limits.memory | quote }}
+- name: HEDDLE_IMAGE_PULL_POLICY
+  value: {{ .Values.proxy.image.pullPolicy }}
 - name: HEDDLE_PROXY_LOG
   value: {{ .Values.proxy.log.filter | quote }}
 - name: HEDDLE_PROXY_LOG_FORMAT
   value: {{ .Values.proxy.log.format }}
 - name: HEDDLE_PROXY_ACCESS_LOG
   value: {{ .Values.proxy.accessLog | default "off" | quote }}
-- name: HEDDLE_PROXY_DRAIN_TIMEOUT
-  value: {{ .Values.proxy.drainTimeout }}
+{{- range $container := list "proxy" "init" }}
+{{- $resources := (get $.Values $container).resources }}
+{{- range $kind, $name := dict "requests" "REQUEST" "limits" "LIMIT" }}
+{{- range $what := list "cpu" "memory" }}
+- name: HEDDLE_{{ upper $container }}_{{ upper $what }}_{{ $name }}
+  value: {{ get (get $resources $kind) $what | quote }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- with .Values.redirection }}
+- name: HEDDLE_SKIP_INBOUND_PORTS
+  value: {{ .skipInboundPorts | quote }}
+- name: HEDDLE_SKIP_OUTBOUND_PORTS
+  value: {{ .skipOutboundPorts | quote }}
+- name: HEDDLE_SKIP_OUTBOUND_CIDRS
+  value: {{ join "," .skipOutboundRanges | quote }}
+- name: HEDDLE_MAY_SKIP_INBOUND_PORTS
+  value: {{ .podsMaySkipInboundPorts | quote }}
+- name: HEDDLE_MAY_SKIP_OUTBOUND_PORTS
+  value: {{ .podsMaySkipOutboundPorts | quote }}
+{{- end }}
 {{- end }}

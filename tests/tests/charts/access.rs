@@ -1,6 +1,7 @@
 //! The control plane's permissions, asked of a real API server: each it needs, and many that it must
 //! not have.
 
+use anyhow::Result;
 use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec,
 };
@@ -85,7 +86,7 @@ async fn may(
     resource: &str,
     name: &str,
     namespace: &str,
-) -> bool {
+) -> Result<bool> {
     let (resource, subresource) = resource.split_once('/').unwrap_or((resource, ""));
     let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
     let review = SubjectAccessReview {
@@ -108,12 +109,15 @@ async fn may(
         ..Default::default()
     };
     let reviews: Api<SubjectAccessReview> = Api::all(cluster.admin.clone());
-    let answer = reviews.create(&PostParams::default(), &review).await.unwrap();
-    answer.status.unwrap().allowed
+    let answer = reviews.create(&PostParams::default(), &review).await?;
+    Ok(answer.status.is_some_and(|status| status.allowed))
 }
 
 /// Each line of the document is granted, and where it says heddle-system, nowhere else.
-pub(crate) async fn everything_listed_is_granted(cluster: &Cluster, listed: &[Permission]) {
+pub(crate) async fn everything_listed_is_granted(
+    cluster: &Cluster,
+    listed: &[Permission],
+) -> Result<()> {
     let mut asked = 0;
     for [place, group, resource, names, verbs] in listed {
         let group = if group == "core" { "" } else { group };
@@ -122,51 +126,54 @@ pub(crate) async fn everything_listed_is_granted(cluster: &Cluster, listed: &[Pe
                 let line = format!("{verb} {resource} {name} ({place})");
                 asked += 1;
                 if place == "everywhere" {
-                    assert!(may(cluster, verb, group, resource, name, "").await, "{line}");
-                    assert!(may(cluster, verb, group, resource, name, "shop").await, "{line}");
+                    assert!(may(cluster, verb, group, resource, name, "").await?, "{line}");
+                    assert!(may(cluster, verb, group, resource, name, "shop").await?, "{line}");
                 } else {
-                    assert!(may(cluster, verb, group, resource, name, NAMESPACE).await, "{line}");
-                    let elsewhere = may(cluster, verb, group, resource, name, "shop").await;
+                    assert!(may(cluster, verb, group, resource, name, NAMESPACE).await?, "{line}");
+                    let elsewhere = may(cluster, verb, group, resource, name, "shop").await?;
                     assert!(!elsewhere, "{line}: in shop, too");
                 }
             }
         }
     }
     assert!(asked > 60, "{asked}");
+    Ok(())
 }
 
 /// And much else is not.
-pub(crate) async fn nothing_else_is_granted(cluster: &Cluster) {
+pub(crate) async fn nothing_else_is_granted(cluster: &Cluster) -> Result<()> {
     let mut granted = Vec::new();
     for (verb, resource, name, namespace) in MUST_NOT {
         let (kind, group) = resource.split_once('.').unwrap_or((resource, ""));
-        if may(cluster, verb, group, kind, name, namespace).await {
+        if may(cluster, verb, group, kind, name, namespace).await? {
             granted.push(format!("{verb} {resource} {name} in {namespace:?}"));
         }
     }
     assert!(granted.is_empty(), "{granted:#?}");
     assert!(MUST_NOT.len() >= 30);
+    Ok(())
 }
 
 /// A name holds for what is made by server-side apply, too, and for a list that asks for that name
 /// alone. It does not for a plain create, which is why that is granted in one namespace only.
-pub(crate) async fn names_hold(cluster: &Cluster) {
-    cluster.api.apply("{apiVersion: v1, kind: Namespace, metadata: {name: shop}}").await.unwrap();
+pub(crate) async fn names_hold(cluster: &Cluster) -> Result<()> {
+    cluster.api.apply("{apiVersion: v1, kind: Namespace, metadata: {name: shop}}").await?;
     let maps: Api<ConfigMap> = Api::namespaced(cluster.control_plane.clone(), "shop");
     let map = |name: &str| json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": { "name": name } });
     let ours = heddle_api::names::TRUST_BUNDLE_CONFIG_MAP;
     let apply = PatchParams::apply(heddle_api::names::FIELD_MANAGER);
     let other = maps.patch("another", &apply, &Patch::Apply(map("another"))).await;
     assert!(is_forbidden(&other), "{other:?}");
-    let plain: ConfigMap = serde_json::from_value(map(ours)).unwrap();
+    let plain: ConfigMap = serde_json::from_value(map(ours))?;
     let posted = maps.create(&PostParams::default(), &plain).await;
     assert!(is_forbidden(&posted), "{posted:?}");
-    maps.patch(ours, &apply, &Patch::Apply(map(ours))).await.unwrap();
+    maps.patch(ours, &apply, &Patch::Apply(map(ours))).await?;
     let everywhere: Api<ConfigMap> = Api::all(cluster.control_plane.clone());
     let named = ListParams::default().fields(&format!("metadata.name={ours}"));
-    assert_eq!(everywhere.list(&named).await.unwrap().items.len(), 1);
+    assert_eq!(everywhere.list(&named).await?.items.len(), 1);
     let all = everywhere.list(&ListParams::default()).await;
     assert!(is_forbidden(&all), "{all:?}");
+    Ok(())
 }
 
 fn is_forbidden<T>(answer: &Result<T, kube::Error>) -> bool {

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use anyhow::Result;
 use heddle_tests::cluster::api::ApiServer;
 use k8s_openapi::api::admissionregistration::v1::{
     MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
@@ -34,19 +35,19 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    pub(crate) async fn start() -> Self {
-        let api = ApiServer::start().await.unwrap().with_controllers().await.unwrap();
-        let admin = api.client().await.unwrap();
-        let control_plane = api.client_for(USER, &GROUPS).await.unwrap();
-        Self { api, admin, control_plane }
+    pub(crate) async fn start() -> Result<Self> {
+        let api = ApiServer::start().await?.with_controllers().await?;
+        let admin = api.client().await?;
+        let control_plane = api.client_for(USER, &GROUPS).await?;
+        Ok(Self { api, admin, control_plane })
     }
 
-    pub(crate) fn helm(&self, arguments: &[&str]) -> Result<String, String> {
-        helm::operate(&self.api.kubeconfig(), arguments)
+    pub(crate) fn helm(&self, arguments: &[&str]) -> Result<String> {
+        helm::operate(self.api.kubeconfig(), arguments)
     }
 
     /// `helm upgrade --install` of the definitions, and waits until they can be used.
-    pub(crate) async fn install_definitions(&self) {
+    pub(crate) async fn install_definitions(&self) -> Result<()> {
         let said = self.helm(&[
             "upgrade",
             "--install",
@@ -54,35 +55,39 @@ impl Cluster {
             "charts/heddle-crds",
             "--create-namespace",
         ]);
-        said.unwrap();
+        said?;
         let wait = ["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"];
-        self.api.kubectl(&wait).await.unwrap().ok().unwrap();
+        self.api.kubectl(&wait).await?.ok()?;
+        Ok(())
     }
 
-    pub(crate) fn install(&self, more: &[&str]) -> Result<String, String> {
+    pub(crate) fn install(&self, more: &[&str]) -> Result<String> {
         self.helm(&[&["upgrade", "--install", "heddle", "charts/heddle"], more].concat())
     }
 
-    async fn kubectl(&self, arguments: &[&str]) -> String {
-        self.api.kubectl(arguments).await.unwrap().ok().unwrap().out
+    async fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        Ok(self.api.kubectl(arguments).await?.ok()?.out)
     }
 
     fn deployment(&self) -> Api<Deployment> {
         Api::namespaced(self.admin.clone(), NAMESPACE)
     }
 
-    async fn replicas(&self) -> Option<i32> {
-        self.deployment().get("heddle-control-plane").await.unwrap().spec.unwrap().replicas
+    async fn replicas(&self) -> Result<Option<i32>> {
+        let deployment = self.deployment().get("heddle-control-plane").await?;
+        Ok(deployment.spec.and_then(|spec| spec.replicas))
     }
 }
 
 /// Everything that is rendered is what the API server takes, field by field.
-pub(crate) async fn renderings_are_valid(cluster: &Cluster) {
+pub(crate) async fn renderings_are_valid(cluster: &Cluster) -> Result<()> {
     // A pod is refused without its service account, which a dry run does not make.
-    cluster.kubectl(&["create", "serviceaccount", "heddle-test", "-n", NAMESPACE]).await;
-    let everything = [("everything", helm::template(&[], EVERYTHING).unwrap())];
-    let variants = VARIANTS.iter().map(|(name, files)| (*name, helm::template(files, "").unwrap()));
-    for (name, text) in variants.chain(everything) {
+    cluster.kubectl(&["create", "serviceaccount", "heddle-test", "-n", NAMESPACE]).await?;
+    let mut renderings = vec![("everything", render(&[], EVERYTHING)?)];
+    for (name, files) in VARIANTS {
+        renderings.push((name, render(files, "")?));
+    }
+    for (name, text) in renderings {
         let objects = Rendering::parse(&text).0;
         // Of the Prometheus operator, whose definitions are not here.
         let known = objects.into_iter().filter(|object| object["kind"] != "PodMonitor");
@@ -90,53 +95,58 @@ pub(crate) async fn renderings_are_valid(cluster: &Cluster) {
             json!({ "apiVersion": "v1", "kind": "List", "items": known.collect::<Vec<_>>() });
         let arguments =
             ["apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", "-"];
-        let said = cluster.api.kubectl_with(&arguments, &list.to_string()).await.unwrap();
+        let said = cluster.api.kubectl_with(&arguments, &list.to_string()).await?;
         assert!(said.status.success(), "{name}: {}", said.excerpt());
     }
-    cluster.kubectl(&["delete", "serviceaccount", "heddle-test", "-n", NAMESPACE]).await;
+    cluster.kubectl(&["delete", "serviceaccount", "heddle-test", "-n", NAMESPACE]).await?;
+    Ok(())
+}
+
+fn render(files: &[&str], values: &str) -> Result<String> {
+    helm::template(files, values).map_err(anyhow::Error::msg)
 }
 
 /// Pod Security's level "restricted" is enforced, and the pods are there.
-pub(crate) async fn pods_are_admitted(cluster: &Cluster) {
+pub(crate) async fn pods_are_admitted(cluster: &Cluster) -> Result<()> {
     let pods: Api<Pod> = Api::namespaced(cluster.admin.clone(), NAMESPACE);
     let of_ours = ListParams::default().labels("app.kubernetes.io/component=control-plane");
     let begun = Instant::now();
     loop {
-        let found = pods.list(&of_ours).await.unwrap().items;
+        let found = pods.list(&of_ours).await?.items;
         if found.len() == 2 {
             for pod in found {
-                let spec = pod.spec.unwrap();
+                let spec = pod.spec.unwrap_or_default();
                 assert_eq!(spec.priority_class_name.as_deref(), Some("system-cluster-critical"));
                 assert_eq!(spec.service_account_name.as_deref(), Some("heddle-control-plane"));
                 // The chart's own token, and no second one.
-                assert_eq!(spec.volumes.unwrap().len(), 1);
+                assert_eq!(spec.volumes.map_or(0, |volumes| volumes.len()), 1);
             }
-            return;
+            return Ok(());
         }
         let events = ["get", "events", "-n", NAMESPACE];
-        assert!(begun.elapsed() < PATIENCE, "{}", cluster.kubectl(&events).await);
+        assert!(begun.elapsed() < PATIENCE, "{}", cluster.kubectl(&events).await?);
         sleep(Duration::from_millis(200)).await;
     }
 }
 
-fn authority() -> String {
+fn authority() -> Result<String> {
     use base64::Engine as _;
-    let key = rcgen::KeyPair::generate().unwrap();
-    let certificate = rcgen::CertificateParams::default().self_signed(&key).unwrap();
-    base64::engine::general_purpose::STANDARD.encode(certificate.pem())
+    let key = rcgen::KeyPair::generate()?;
+    let certificate = rcgen::CertificateParams::default().self_signed(&key)?;
+    Ok(base64::engine::general_purpose::STANDARD.encode(certificate.pem()))
 }
 
 /// What the leader does, as the leader: `caBundle` into each webhook, by its name.
-async fn write_authority(cluster: &Cluster, bundle: &str) {
+async fn write_authority(cluster: &Cluster, bundle: &str) -> Result<()> {
     for kind in ["MutatingWebhookConfiguration", "ValidatingWebhookConfiguration"] {
         let version = kube::core::GroupVersionKind::gvk("admissionregistration.k8s.io", "v1", kind);
         let resource = ApiResource::from_gvk(&version);
         let api: Api<DynamicObject> = Api::all_with(cluster.control_plane.clone(), &resource);
-        let object = api.get("heddle").await.unwrap();
+        let object = api.get("heddle").await?;
         let webhooks: Vec<Value> = object.data["webhooks"]
             .as_array()
-            .unwrap()
-            .iter()
+            .into_iter()
+            .flatten()
             .map(|one| json!({ "name": one["name"], "clientConfig": { "caBundle": bundle } }))
             .collect();
         let patch = json!({
@@ -146,48 +156,51 @@ async fn write_authority(cluster: &Cluster, bundle: &str) {
             "webhooks": webhooks,
         });
         let params = PatchParams::apply(heddle_api::names::FIELD_MANAGER);
-        api.patch("heddle", &params, &Patch::Apply(&patch)).await.unwrap();
+        api.patch("heddle", &params, &Patch::Apply(&patch)).await?;
     }
+    Ok(())
 }
 
 /// Every `caBundle` there is, in base64.
-async fn authorities(cluster: &Cluster) -> Vec<String> {
+async fn authorities(cluster: &Cluster) -> Result<Vec<String>> {
     let path = "{.items[?(@.metadata.name==\"heddle\")].webhooks[*].clientConfig.caBundle}";
     let kinds = "mutatingwebhookconfigurations,validatingwebhookconfigurations";
-    let out = cluster.kubectl(&["get", kinds, "-o", &format!("jsonpath={path}")]).await;
-    out.split_whitespace().map(str::to_owned).collect()
+    let out = cluster.kubectl(&["get", kinds, "-o", &format!("jsonpath={path}")]).await?;
+    Ok(out.split_whitespace().map(str::to_owned).collect())
 }
 
 /// Whatever an operator does with the release, the leader's `caBundle` stays.
-pub(crate) async fn releases_leave_the_authority_alone(cluster: &Cluster) {
-    assert_eq!(authorities(cluster).await, [""; 0]);
-    let bundle = authority();
-    write_authority(cluster, &bundle).await;
+pub(crate) async fn releases_leave_the_authority_alone(cluster: &Cluster) -> Result<()> {
+    assert_eq!(authorities(cluster).await?, [""; 0]);
+    let bundle = authority()?;
+    write_authority(cluster, &bundle).await?;
     let all = vec![bundle; 5];
-    assert_eq!(authorities(cluster).await, all);
-    cluster.install(&["--set", "controlPlane.replicas=3,injector.timeoutSeconds=7"]).unwrap();
-    assert_eq!(cluster.replicas().await, Some(3));
-    assert_eq!(authorities(cluster).await, all, "after an upgrade");
-    cluster.helm(&["rollback", "heddle", "1"]).unwrap();
-    assert_eq!(cluster.replicas().await, Some(2));
-    assert_eq!(authorities(cluster).await, all, "after a rollback");
+    assert_eq!(authorities(cluster).await?, all);
+    cluster.install(&["--set", "controlPlane.replicas=3,injector.timeoutSeconds=7"])?;
+    assert_eq!(cluster.replicas().await?, Some(3));
+    assert_eq!(authorities(cluster).await?, all, "after an upgrade");
+    cluster.helm(&["rollback", "heddle", "1"])?;
+    assert_eq!(cluster.replicas().await?, Some(2));
+    assert_eq!(authorities(cluster).await?, all, "after a rollback");
     // As Helm 3 did it.
-    cluster.install(&["--server-side=false", "--set", "controlPlane.replicas=4"]).unwrap();
-    assert_eq!(cluster.replicas().await, Some(4));
-    assert_eq!(authorities(cluster).await, all, "after an upgrade by the client");
+    cluster.install(&["--server-side=false", "--set", "controlPlane.replicas=4"])?;
+    assert_eq!(cluster.replicas().await?, Some(4));
+    assert_eq!(authorities(cluster).await?, all, "after an upgrade by the client");
+    Ok(())
 }
 
 /// The Mesh object outlives the wish to have it made.
-pub(crate) async fn settings_of_the_mesh_are_kept(cluster: &Cluster) {
+pub(crate) async fn settings_of_the_mesh_are_kept(cluster: &Cluster) -> Result<()> {
     let ranges = "mesh.clusterRanges={10.96.0.0/12,fd00::/108}";
-    cluster.install(&["--set", "mesh.create=true,mesh.tls=Permissive", "--set", ranges]).unwrap();
+    cluster.install(&["--set", "mesh.create=true,mesh.tls=Permissive", "--set", ranges])?;
     let spec = ["get", "mesh", "default", "-o", "jsonpath={.spec}"];
-    let before = cluster.kubectl(&spec).await;
-    let parsed: Value = serde_json::from_str(&before).unwrap();
+    let before = cluster.kubectl(&spec).await?;
+    let parsed: Value = serde_json::from_str(&before)?;
     assert_eq!(parsed["tls"], "Permissive");
     assert_eq!(parsed["clusterRanges"], json!(["10.96.0.0/12", "fd00::/108"]));
-    cluster.install(&[]).unwrap();
-    assert_eq!(cluster.kubectl(&spec).await, before);
+    cluster.install(&[])?;
+    assert_eq!(cluster.kubectl(&spec).await?, before);
+    Ok(())
 }
 
 /// A namespace's label, a pod's label, whether it is on its node's network: and whether it starts
@@ -208,8 +221,8 @@ const OUTAGE: [(Option<&str>, Option<&str>, bool, bool); 11] = [
 ];
 
 /// Without a control plane only pods that want a sidecar have to wait for it.
-pub(crate) async fn an_outage_stops_nobody_else(cluster: &Cluster) {
-    unplug(cluster).await;
+pub(crate) async fn an_outage_stops_nobody_else(cluster: &Cluster) -> Result<()> {
+    unplug(cluster).await?;
     for (at, (namespace, pod, host_network, admitted)) in OUTAGE.into_iter().enumerate() {
         let name = format!("outage-{at}");
         let labels =
@@ -218,8 +231,8 @@ pub(crate) async fn an_outage_stops_nobody_else(cluster: &Cluster) {
             "apiVersion": "v1", "kind": "Namespace",
             "metadata": { "name": name, "labels": labels(namespace) },
         });
-        cluster.api.apply(&shop.to_string()).await.unwrap();
-        let refused = try_pod(cluster, &name, &labels(pod), host_network).await;
+        cluster.api.apply(&shop.to_string()).await?;
+        let refused = try_pod(cluster, &name, &labels(pod), host_network).await?;
         let case = format!("namespace {namespace:?}, pod {pod:?}, hostNetwork {host_network}");
         match refused {
             None => assert!(admitted, "{case}: admitted"),
@@ -232,18 +245,19 @@ pub(crate) async fn an_outage_stops_nobody_else(cluster: &Cluster) {
     }
     // The cluster's own, and the control plane itself, whatever somebody labels.
     for namespace in ["kube-system", NAMESPACE] {
-        cluster.kubectl(&["label", "namespace", namespace, "heddle.io/inject=enabled"]).await;
-        let refused = try_pod(cluster, namespace, &json!({}), false).await;
+        cluster.kubectl(&["label", "namespace", namespace, "heddle.io/inject=enabled"]).await?;
+        let refused = try_pod(cluster, namespace, &json!({}), false).await?;
         assert_eq!(refused, None, "{namespace}");
     }
     // Our own objects can be applied: the webhook's word about them is advice.
     let split = "{apiVersion: heddle.io/v1alpha1, kind: TrafficSplit, metadata: {name: web, namespace: outage-0},
         spec: {service: web, backends: [{service: web-v1, weight: 1}]}}";
-    cluster.api.apply(split).await.unwrap();
+    cluster.api.apply(split).await?;
+    Ok(())
 }
 
 /// Lets the webhooks call a port that nobody listens on: refused at once, and no packet leaves.
-async fn unplug(cluster: &Cluster) {
+async fn unplug(cluster: &Cluster) -> Result<()> {
     let nowhere = json!({ "url": "https://127.0.0.1:9/", "service": null });
     let mutating: Api<MutatingWebhookConfiguration> = Api::all(cluster.admin.clone());
     let validating: Api<ValidatingWebhookConfiguration> = Api::all(cluster.admin.clone());
@@ -253,12 +267,13 @@ async fn unplug(cluster: &Cluster) {
         json!({ "webhooks": webhooks })
     };
     let names = |webhooks: Vec<String>| Patch::Strategic(rewrite(webhooks));
-    let found = mutating.get("heddle").await.unwrap().webhooks.unwrap();
+    let found = mutating.get("heddle").await?.webhooks.unwrap_or_default();
     let patch = names(found.into_iter().map(|one| one.name).collect());
-    mutating.patch("heddle", &PatchParams::default(), &patch).await.unwrap();
-    let found = validating.get("heddle").await.unwrap().webhooks.unwrap();
+    mutating.patch("heddle", &PatchParams::default(), &patch).await?;
+    let found = validating.get("heddle").await?.webhooks.unwrap_or_default();
     let patch = names(found.into_iter().map(|one| one.name).collect());
-    validating.patch("heddle", &PatchParams::default(), &patch).await.unwrap();
+    validating.patch("heddle", &PatchParams::default(), &patch).await?;
+    Ok(())
 }
 
 /// Asks for a pod, in a dry run. What was said against it.
@@ -267,7 +282,7 @@ async fn try_pod(
     namespace: &str,
     labels: &Value,
     host_network: bool,
-) -> Option<String> {
+) -> Result<Option<String>> {
     let pods: Api<Pod> = Api::namespaced(cluster.admin.clone(), namespace);
     let begun = Instant::now();
     let security = json!({
@@ -284,43 +299,44 @@ async fn try_pod(
             "containers": [{ "name": "app", "image": "app", "securityContext": security }],
         },
     });
-    let pod: Pod = serde_json::from_value(pod).unwrap();
+    let pod: Pod = serde_json::from_value(pod)?;
     let params = PostParams { dry_run: true, ..Default::default() };
     loop {
         // The webhooks declare no side effects, so they are asked in a dry run, too.
         match pods.create(&params, &pod).await {
-            Ok(_) => return None,
+            Ok(_) => return Ok(None),
             // A namespace gets its service account a moment later.
             Err(kube::Error::Api(said))
                 if said.message.contains("serviceaccount") && begun.elapsed() < PATIENCE =>
             {
                 sleep(Duration::from_millis(50)).await;
             }
-            Err(error) => return Some(error.to_string()),
+            Err(error) => return Ok(Some(error.to_string())),
         }
     }
 }
 
 /// Nothing is left that asks a control plane which is gone; what is not the release's stays.
-pub(crate) async fn uninstalling_holds_nothing_up(cluster: &Cluster) {
+pub(crate) async fn uninstalling_holds_nothing_up(cluster: &Cluster) -> Result<()> {
     let secrets: Api<Secret> = Api::namespaced(cluster.control_plane.clone(), NAMESPACE);
     let root = json!({
         "apiVersion": "v1", "kind": "Secret", "metadata": { "name": "heddle-trust-root" },
     });
-    let root: Secret = serde_json::from_value(root).unwrap();
-    secrets.create(&PostParams::default(), &root).await.unwrap();
-    cluster.helm(&["uninstall", "heddle"]).unwrap();
+    let root: Secret = serde_json::from_value(root)?;
+    secrets.create(&PostParams::default(), &root).await?;
+    cluster.helm(&["uninstall", "heddle"])?;
     for kind in ["mutatingwebhookconfigurations", "validatingwebhookconfigurations"] {
-        assert_eq!(cluster.kubectl(&["get", kind, "-o", "name"]).await, "");
+        assert_eq!(cluster.kubectl(&["get", kind, "-o", "name"]).await?, "");
     }
     let named = ["get", "clusterroles,clusterrolebindings", "-o", "name"];
-    assert!(!cluster.kubectl(&named).await.contains("heddle"));
-    let kept = cluster.kubectl(&["get", "secret", "heddle-trust-root", "-n", NAMESPACE]).await;
+    assert!(!cluster.kubectl(&named).await?.contains("heddle"));
+    let kept = cluster.kubectl(&["get", "secret", "heddle-trust-root", "-n", NAMESPACE]).await?;
     assert!(kept.contains("heddle-trust-root"));
-    cluster.kubectl(&["get", "mesh", "default"]).await;
-    let refused = try_pod(cluster, "outage-4", &json!({}), false).await;
+    cluster.kubectl(&["get", "mesh", "default"]).await?;
+    let refused = try_pod(cluster, "outage-4", &json!({}), false).await?;
     assert_eq!(refused, None, "in a namespace that is still labelled");
-    cluster.helm(&["uninstall", "heddle-crds"]).unwrap();
+    cluster.helm(&["uninstall", "heddle-crds"])?;
     let split = ["get", "trafficsplit", "web", "-n", "outage-0", "-o", "name"];
-    assert!(cluster.kubectl(&split).await.contains("web"), "objects outlive the release");
+    assert!(cluster.kubectl(&split).await?.contains("web"), "objects outlive the release");
+    Ok(())
 }

@@ -31,6 +31,7 @@ controlPlane:
   resources: { limits: { cpu: 2 } }
   extraEnv: [{ name: RUST_BACKTRACE, value: "1" }]
 identity: { leafLifetime: 1h, csrPerMinute: 20 }
+redirection: { skipInboundPorts: "22,8000-8005", skipOutboundRanges: [10.0.0.0/8], podsMaySkipOutboundPorts: "3306" }
 injector: { failurePolicy: Ignore, timeoutSeconds: 10, excludedNamespaces: [kube-system, local-path] }
 networkPolicy: { enabled: true, apiServerRanges: ["10.0.0.0/24", "fd00::/64"] }
 monitoring: { podMonitor: { enabled: true, labels: { release: prometheus }, namespaces: [shop] } }
@@ -90,17 +91,18 @@ pub(crate) fn template_crds(values: &str) -> Result<String, String> {
 
 pub(crate) fn lint(chart: &str, files: &[&str]) {
     let arguments = ["lint", "--strict", &format!("charts/{chart}")];
-    let said = run(&arguments, NAMESPACE, files, "");
-    assert!(said.is_ok(), "{chart} with {files:?}: {}", said.unwrap_err());
+    if let Err(said) = run(&arguments, NAMESPACE, files, "") {
+        panic!("{chart} with {files:?}: {said}");
+    }
 }
 
 /// Helm as an operator of a cluster runs it, in the namespace of the mesh.
-pub(crate) fn operate(kubeconfig: &Path, arguments: &[&str]) -> Result<String, String> {
-    let home = tempfile::tempdir().expect("a temporary directory");
+pub(crate) fn operate(kubeconfig: &Path, arguments: &[&str]) -> anyhow::Result<String> {
+    let home = tempfile::tempdir()?;
     let mut command = Command::new(program());
     command.args(arguments).args(["--namespace", NAMESPACE]).current_dir(root());
     command.env("HOME", home.path()).env("KUBECONFIG", kubeconfig);
-    said(&mut command)
+    said(&mut command).map_err(anyhow::Error::msg)
 }
 
 fn said(command: &mut Command) -> Result<String, String> {

@@ -25,8 +25,12 @@ const BAD: &[(&str, &[&str])] = &[
     ("proxy: { image: { pullPolicy: always } }", &["'Always', 'IfNotPresent', 'Never'"]),
     ("proxy: { accessLog: on }", &["/proxy/accessLog'"]),
     ("proxy: { accessLog: plain }", &["/proxy/accessLog'", "'off', 'json', false"]),
-    ("proxy: { drainTimeout: 30 }", &["/proxy/drainTimeout'", "got number, want string"]),
-    ("proxy: { drainTimeout: 30 s }", &["/proxy/drainTimeout'", "pattern"]),
+    ("controlPlane: { drainTimeout: 30 }", &["/drainTimeout'", "got number, want string"]),
+    ("controlPlane: { drainTimeout: 30 s }", &["/drainTimeout'", "pattern"]),
+    ("redirection: { skipInboundPorts: 22 }", &["/skipInboundPorts'", "got number, want string"]),
+    ("redirection: { skipOutboundPorts: 22-80,a }", &["/skipOutboundPorts'", "pattern"]),
+    ("redirection: { skipOutboundRanges: [10.0.0.1] }", &["/skipOutboundRanges/0'"]),
+    ("init: { image: { pullPolicy: Never } }", &["/init/image'", "'pullPolicy' not allowed"]),
     ("proxy: { log: { filter: '' } }", &["/proxy/log/filter'", "minLength"]),
     (
         "proxy: { resources: { requests: { memory: 32 MB } } }",
@@ -65,7 +69,6 @@ const BAD: &[(&str, &[&str])] = &[
     ("controlPlane: { drainTimeout: 1m }", &["terminationGracePeriodSeconds is 30", "65 or more"]),
     ("identity: { leafLifetime: 10s }", &["identity.leafLifetime is 10s", "20s and 2160h"]),
     ("identity: { leafLifetime: 2161h }", &["identity.leafLifetime is 2161h"]),
-    ("proxy: { drainTimeout: 61m }", &["proxy.drainTimeout is 61m; write at most 1h"]),
     (
         "controlPlane: { extraEnv: [{ name: HEDDLE_LOG, value: debug }] }",
         &["controlPlane.extraEnv sets HEDDLE_LOG, which the chart sets itself"],
