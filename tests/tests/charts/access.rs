@@ -73,6 +73,7 @@ const MUST_NOT: &[Ask] = &[
     ("patch", "deployments.apps", "heddle-control-plane", "heddle-system"),
     ("get", "nodes", "", ""),
     ("get", "nodes/proxy", "", ""),
+    ("patch", "leases.coordination.k8s.io", "heddle-control-plane", "heddle-system"),
     ("update", "leases.coordination.k8s.io", "heddle-control-plane", "kube-system"),
     ("update", "leases.coordination.k8s.io", "another", "heddle-system"),
     ("create", "networkpolicies.networking.k8s.io", "", "heddle-system"),

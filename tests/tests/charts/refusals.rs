@@ -28,7 +28,7 @@ const BAD: &[(&str, &[&str])] = &[
     ("controlPlane: { drainTimeout: 30 }", &["/drainTimeout'", "got number, want string"]),
     ("controlPlane: { drainTimeout: 30 s }", &["/drainTimeout'", "pattern"]),
     ("redirection: { skipInboundPorts: 22 }", &["/skipInboundPorts'", "got number, want string"]),
-    ("redirection: { skipOutboundPorts: 22-80,a }", &["/skipOutboundPorts'", "pattern"]),
+    ("redirection: { skipOutboundPorts: '22-80,a' }", &["/skipOutboundPorts'", "pattern"]),
     ("redirection: { skipOutboundRanges: [10.0.0.1] }", &["/skipOutboundRanges/0'"]),
     ("init: { image: { pullPolicy: Never } }", &["/init/image'", "'pullPolicy' not allowed"]),
     ("proxy: { log: { filter: '' } }", &["/proxy/log/filter'", "minLength"]),
