@@ -12,6 +12,8 @@ use crate::identity::is_label;
 pub const VARIABLE: &str = "HEDDLE_PROBES";
 /// Every declared check is a page below this path of the probe port.
 pub const PATH_PREFIX: &str = "/probe/";
+/// Header of the kubelet's requests with the table's [`PageKey`].
+pub const KEY_HEADER: &str = "heddle-probe-key";
 /// Checks one pod may declare: far more than any pod has.
 pub const MAX_CHECKS: usize = 256;
 /// A table's text; the kernel refuses a variable of 128 KiB.
@@ -137,15 +139,63 @@ pub struct Declared {
     pub check: Check,
 }
 
+/// What opens the pages: the probe port is open to everybody who reaches the pod, and a check, or
+/// worse a hook, must not be set off by a stranger. Injection chooses it; who may read the pod knows
+/// it, as the kubelet does.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PageKey(String);
+
+impl PageKey {
+    /// 16 to 64 letters and digits.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let fits =
+            (16..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric());
+        fits.then(|| Self(text.to_owned()))
+    }
+
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// True for the same key, in a time that tells nothing of how much of it was right.
+    #[must_use]
+    pub fn opens(&self, offered: &[u8]) -> bool {
+        let own = self.0.as_bytes();
+        let pairs = own.iter().zip(offered);
+        own.len() == offered.len() && pairs.fold(0, |seen, (a, b)| seen | (a ^ b)) == 0
+    }
+}
+
+impl fmt::Debug for PageKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PageKey(…)")
+    }
+}
+
 /// Every declared check of a pod.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Table(BTreeMap<Key, Declared>);
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Table {
+    key: PageKey,
+    checks: BTreeMap<Key, Declared>,
+}
+
+/// As it is written.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Raw {
+    key: String,
+    checks: BTreeMap<String, Declared>,
+}
 
 /// Why a text is not a table, or a table no text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Invalid {
     #[error("not a table of checks: {0}")]
     Shape(String),
+    #[error("key: write 16 to 64 letters and digits")]
+    PageKey,
     #[error("{0:?} does not name a check: write <container>/<moment>, for instance web/liveness")]
     Key(String),
     #[error("{0}: write a port from 1 to 65535")]
@@ -161,6 +211,11 @@ pub enum Invalid {
 }
 
 impl Table {
+    #[must_use]
+    pub fn new(key: PageKey) -> Self {
+        Self { key, checks: BTreeMap::new() }
+    }
+
     /// Reads the variable's value.
     ///
     /// # Errors
@@ -169,15 +224,18 @@ impl Table {
         if text.len() > MAX_BYTES {
             return Err(Invalid::TooLong(text.len()));
         }
-        let raw: BTreeMap<String, Declared> =
+        let raw: Raw =
             serde_json::from_str(text).map_err(|error| Invalid::Shape(error.to_string()))?;
-        let mut table = Self::default();
-        for (key, declared) in raw {
+        let mut table = Self::new(PageKey::parse(&raw.key).ok_or(Invalid::PageKey)?);
+        for (key, declared) in raw.checks {
             let key = Key::parse(&key).ok_or(Invalid::Key(key))?;
             check(&key, &declared)?;
-            table.0.insert(key, declared);
+            table.checks.insert(key, declared);
         }
-        if table.0.len() > MAX_CHECKS { Err(Invalid::TooMany(table.0.len())) } else { Ok(table) }
+        match table.checks.len() {
+            0..=MAX_CHECKS => Ok(table),
+            more => Err(Invalid::TooMany(more)),
+        }
     }
 
     /// Writes the variable's value.
@@ -185,12 +243,12 @@ impl Table {
     /// # Errors
     /// It holds more than is read, or something that could not be performed.
     pub fn encode(&self) -> Result<String, Invalid> {
-        if self.0.len() > MAX_CHECKS {
-            return Err(Invalid::TooMany(self.0.len()));
+        if self.checks.len() > MAX_CHECKS {
+            return Err(Invalid::TooMany(self.checks.len()));
         }
-        self.0.iter().try_for_each(|(key, declared)| check(key, declared))?;
-        let raw: BTreeMap<String, &Declared> =
-            self.0.iter().map(|(key, declared)| (key.to_string(), declared)).collect();
+        self.iter().try_for_each(|(key, declared)| check(key, declared))?;
+        let checks = self.iter().map(|(key, declared)| (key.to_string(), declared.clone()));
+        let raw = Raw { key: self.key.0.clone(), checks: checks.collect() };
         let text = serde_json::to_string(&raw).map_err(|e| Invalid::Shape(e.to_string()))?;
         // The kubelet takes `$(NAME)` in a variable for a reference.
         let text = text.replace('$', r"\u0024");
@@ -199,21 +257,26 @@ impl Table {
 
     /// Declares a check; the one declared before under this name, if any, is forgotten.
     pub fn insert(&mut self, key: Key, declared: Declared) {
-        self.0.insert(key, declared);
+        self.checks.insert(key, declared);
     }
 
     #[must_use]
     pub fn find(&self, key: &Key) -> Option<&Declared> {
-        self.0.get(key)
+        self.checks.get(key)
     }
 
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.checks.is_empty()
+    }
+
+    #[must_use]
+    pub fn page_key(&self) -> &PageKey {
+        &self.key
     }
 
     pub fn iter(&self) -> impl Iterator<Item = (&Key, &Declared)> {
-        self.0.iter()
+        self.checks.iter()
     }
 }
 
@@ -243,9 +306,24 @@ fn check(key: &Key, declared: &Declared) -> Result<(), Invalid> {
 mod tests {
     use super::*;
 
+    const KEY: &str = "0123456789abcdef";
+
+    #[test]
+    fn only_the_whole_key_opens() {
+        let key = PageKey::parse(KEY).unwrap();
+        assert!(key.opens(KEY.as_bytes()));
+        for offered in ["", "0", "0123456789abcdeg", "0123456789abcdef0", "0123456789ABCDEF"] {
+            assert!(!key.opens(offered.as_bytes()), "{offered}");
+        }
+        assert!(!format!("{key:?}").contains(KEY));
+        for text in ["", "0123456789abcde", "0123456789abcde\n", &"0".repeat(65)] {
+            assert_eq!(PageKey::parse(text), None, "{text:?}");
+        }
+    }
+
     #[test]
     fn a_table_reads_as_it_was_written() {
-        let mut table = Table::default();
+        let mut table = Table::new(PageKey::parse(KEY).unwrap());
         let http = HttpGet {
             port: 8080,
             path: "/healthz?full=$(HOME)".into(),
@@ -277,15 +355,16 @@ mod tests {
 
     #[test]
     fn what_cannot_be_performed_is_refused_by_name() {
+        let table = |checks: String| format!(r#"{{"key":"{KEY}","checks":{{{checks}}}}}"#);
         let tcp = |port: u32, ms: u32| {
-            format!(
-                r#"{{"web/liveness":{{"timeoutMs":{ms},"check":{{"tcp":{{"port":{port}}}}}}}}}"#
-            )
+            table(format!(
+                r#""web/liveness":{{"timeoutMs":{ms},"check":{{"tcp":{{"port":{port}}}}}}}"#
+            ))
         };
         let http = |path: &str| {
-            format!(
-                r#"{{"web/preStop":{{"timeoutMs":1,"check":{{"http":{{"port":1,"path":"{path}"}}}}}}}}"#
-            )
+            table(format!(
+                r#""web/preStop":{{"timeoutMs":1,"check":{{"http":{{"port":1,"path":"{path}"}}}}}}"#
+            ))
         };
         for (text, wants) in [
             (tcp(80, 1), ""),
@@ -296,6 +375,7 @@ mod tests {
             (tcp(80, 1).replace("liveness", "alive"), "does not name a check"),
             (tcp(80, 1).replace("tcp", "udp"), "not a table"),
             (tcp(80, 1).replace("\"port\"", "\"prot\""), "not a table"),
+            (tcp(80, 1).replace(KEY, "short"), "key: write 16 to 64"),
             (http("/a"), ""),
             (http("a"), "cannot be written"),
             (http("/a b"), "cannot be written"),

@@ -7,7 +7,8 @@ use std::fmt::Write as _;
 
 use crate::config::Skips;
 use heddle_api::names::{
-    CANARY_PORT, CANARY_V4, CANARY_V6, INBOUND_PORT, METRICS_PORT, OUTBOUND_PORT, PROXY_UID,
+    CANARY_PORT, CANARY_V4, CANARY_V6, INBOUND_PORT, METRICS_PORT, OUTBOUND_PORT, PROBE_PORT,
+    PROXY_UID,
 };
 
 /// Everything is in this table, which is ours alone.
@@ -99,8 +100,8 @@ fn outbound(skips: &Skips) -> Vec<String> {
 
 /// Connections that arrive at the pod.
 fn inbound(skips: &Skips) -> Vec<String> {
-    let mut rules =
-        vec!["iifname \"lo\" accept".to_owned(), format!("tcp dport {METRICS_PORT} accept")];
+    let mut rules = vec!["iifname \"lo\" accept".to_owned()];
+    rules.extend([PROBE_PORT, METRICS_PORT].map(|port| format!("tcp dport {port} accept")));
     rules.extend(skips.skip_inbound_ports.0.iter().map(|port| format!("tcp dport {port} accept")));
     rules.push(format!("meta l4proto tcp redirect to :{INBOUND_PORT}"));
     rules
@@ -135,6 +136,7 @@ table inet heddle {
 	chain inbound {
 		type nat hook prerouting priority -100; policy accept;
 		iifname \"lo\" accept
+		tcp dport 15107 accept
 		tcp dport 15109 accept
 		meta l4proto tcp redirect to :15106
 	}
@@ -170,7 +172,7 @@ table inet heddle {
             ]
         );
         assert_eq!(
-            ruleset.chains[1].rules[2..],
+            ruleset.chains[1].rules[3..],
             ["tcp dport 22 accept", "meta l4proto tcp redirect to :15106"]
         );
     }

@@ -27,7 +27,7 @@ use crate::control::{self, Control};
 use crate::listener::{self, Direction};
 use crate::metrics::Metrics;
 use crate::worker::{Connections, Shared, Worker};
-use crate::{canary, discovery, identity};
+use crate::{canary, discovery, identity, probe};
 
 mod readiness;
 
@@ -115,9 +115,17 @@ impl App {
         let socket = control::bind(&config.control_socket)
             .map_err(|error| StartError::Socket(config.control_socket.clone(), error))?;
         let (admin_listener, metrics_address) = listen("metrics", config.metrics_listen).await?;
+        let probes = match &config.probes {
+            Some(table) => Some((listen("probes", config.probe_listen).await?.0, table.clone())),
+            None => None,
+        };
         // Threads that did start end with the attempt.
         let threads = start_threads(&shared).await.inspect_err(|_| signal.abort())?;
 
+        if let Some((listener, table)) = probes {
+            let metrics = Arc::clone(&shared.metrics);
+            tokio::spawn(probe::run(listener, table, metrics, drain.clone()));
+        }
         tokio::spawn(certificates.run(drain.clone()));
         tokio::spawn(stream.run(drain.clone()));
         let control = Control {

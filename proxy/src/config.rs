@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use heddle_api::identity;
 use heddle_api::names;
+use heddle_api::probes::{self, Table};
 
 use crate::control_plane;
 
@@ -43,6 +44,10 @@ pub struct Config {
     pub canary: bool,
     /// `/metrics`, `/livez`, `/readyz`.
     pub metrics_listen: SocketAddr,
+    /// Checks to be made for the kubelet; without any nobody listens for it.
+    pub probes: Option<Arc<Table>>,
+    /// Where the kubelet asks for them.
+    pub probe_listen: SocketAddr,
     /// Data threads.
     pub threads: NonZeroUsize,
     /// Log filter, for instance `info` or `heddle_proxy=debug`.
@@ -128,6 +133,8 @@ impl Config {
         let outbound_listen = raw.or("HEDDLE_OUTBOUND_LISTEN", address, any(names::OUTBOUND_PORT));
         let inbound_listen = raw.or("HEDDLE_INBOUND_LISTEN", address, any(names::INBOUND_PORT));
         let metrics_listen = raw.or("HEDDLE_METRICS_LISTEN", address, any(names::METRICS_PORT));
+        let probes = raw.secret(probes::VARIABLE, Table::parse).map(Arc::new);
+        let probe_listen = raw.or("HEDDLE_PROBE_LISTEN", address, any(names::PROBE_PORT));
         let canary = raw.or("HEDDLE_CANARY", on_off, true);
         let threads = raw.or("HEDDLE_THREADS", threads, NonZeroUsize::MIN);
         let log = raw.or("HEDDLE_LOG", text, "info".to_owned());
@@ -153,6 +160,8 @@ impl Config {
             inbound_listen,
             canary,
             metrics_listen,
+            probes,
+            probe_listen,
             threads,
             log,
             log_format,
@@ -204,6 +213,17 @@ impl RawConfig {
                 None
             }
         }
+    }
+
+    /// Like [`Self::optional`], but the value is not shown.
+    fn secret<T, E: fmt::Display>(
+        &mut self,
+        name: &'static str,
+        parse: impl FnOnce(&str) -> Result<T, E>,
+    ) -> Option<T> {
+        self.known.push(name);
+        let parsed = parse(&self.variables.remove(name)?);
+        parsed.map_err(|error| self.mistakes.push(format!("{name}: {error}"))).ok()
     }
 
     fn or<T>(&mut self, name: &'static str, parse: Parse<T>, default: T) -> T {
@@ -392,6 +412,7 @@ mod tests {
             ("HEDDLE_OUTBOUND_LISTEN", "15101", "IP:PORT"),
             ("HEDDLE_INBOUND_LISTEN", "::1:15106:", "IP:PORT"),
             ("HEDDLE_METRICS_LISTEN", "localhost:1", "IP:PORT"),
+            ("HEDDLE_PROBE_LISTEN", "15107", "IP:PORT"),
             ("HEDDLE_CANARY", "true", "on or off"),
             ("HEDDLE_THREADS", "0", "1 to 256"),
             ("HEDDLE_THREADS", "257", "1 to 256"),

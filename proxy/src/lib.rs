@@ -22,6 +22,7 @@ pub mod listener;
 pub mod metrics;
 pub mod outbound;
 pub mod pool;
+pub mod probe;
 pub mod snapshot;
 pub mod stream;
 pub mod tcp;

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use heddle_api::names::{METRICS_PORT, PROXY_PORTS};
+use heddle_api::names::{METRICS_PORT, PROBE_PORT, PROXY_PORTS};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -145,7 +145,8 @@ fn original_destination(tcp: &TcpStream) -> Option<SocketAddr> {
     let original =
         if local.is_ipv4() { socket.original_dst_v4() } else { socket.original_dst_v6() };
     let original = original.ok()?.as_socket()?;
-    let own = PROXY_PORTS.contains(&original.port()) && original.port() != METRICS_PORT;
+    let open = [METRICS_PORT, PROBE_PORT].contains(&original.port());
+    let own = PROXY_PORTS.contains(&original.port()) && !open;
     (!own && original != local).then_some(original)
 }
 

@@ -24,8 +24,8 @@ mod scrape;
 mod series;
 
 pub use labels::{
-    Condition, Detected, Direction, Ejection, Label, PoolProtocol, PoolState, RenewalResult, Retry,
-    Tls,
+    Condition, Detected, Direction, Ejection, Label, PoolProtocol, PoolState, ProbeResult,
+    RenewalResult, Retry, Tls,
 };
 use scrape::Families;
 pub use series::{OpenConnection, Outcome, RequestSeries, TcpSeries};
@@ -58,6 +58,8 @@ pub struct Metrics {
     pub ejections: CounterBy<Ejection>,
     /// What the first bytes of undeclared connections turned out to be.
     pub detections: CounterBy<Detected>,
+    /// Checks of the application made for the kubelet.
+    pub probes: CounterBy<ProbeResult>,
     /// Attempts to obtain a certificate.
     pub renewals: CounterBy<RenewalResult>,
     /// 1 for each condition that holds.
@@ -130,7 +132,7 @@ impl<L: Label> CounterBy<L> {
         self.0[label.index()].value()
     }
 
-    fn iter(&self) -> impl Iterator<Item = (L, u64)> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (L, u64)> {
         L::ALL.iter().map(|label| (*label, self.value(*label)))
     }
 }
@@ -224,6 +226,7 @@ impl Metrics {
             retries: CounterBy::new(),
             ejections: CounterBy::new(),
             detections: CounterBy::new(),
+            probes: CounterBy::new(),
             renewals: CounterBy::new(),
             ready: GaugeBy::new(),
             subscriptions: Gauge::default(),

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use heddle_api::names::INJECT_LABEL;
-use heddle_api::probes::Table;
+use heddle_api::probes::{PageKey, Table};
 use json_patch::Patch;
 use serde_json::{Value, json};
 
@@ -82,12 +82,14 @@ impl SkipReason {
     }
 }
 
-/// Judges a pod, or the template of one, of a namespace with these labels.
+/// Judges a pod, or the template of one, of a namespace with these labels. `key` is for a pod that
+/// has none yet, and should be a new one for each.
 #[must_use]
 pub fn inject(
     pod: &Value,
     namespace_labels: &BTreeMap<String, String>,
     settings: &Settings,
+    key: &PageKey,
 ) -> Outcome {
     let view = PodView::new(pod);
     let mut mistakes = Vec::new();
@@ -117,7 +119,8 @@ pub fn inject(
     if !mistakes.is_empty() {
         return Outcome::Refuse { message: mistakes.join("; ") };
     }
-    match mesh(pod, &view, settings, &overrides, &mut warnings) {
+    let mesh = Mesh { pod, view: &view, settings, overrides: &overrides };
+    match mesh.patch(key, &mut warnings) {
         Ok(patch) => Outcome::Patch { patch, warnings },
         Err(message) => Outcome::Refuse { message },
     }
@@ -141,35 +144,37 @@ fn choice(
     }
 }
 
-/// The patch that gives the pod what it still lacks.
-fn mesh(
-    pod: &Value,
-    view: &PodView<'_>,
-    settings: &Settings,
-    overrides: &overrides::Overrides,
-    warnings: &mut Vec<String>,
-) -> Result<Patch, String> {
-    let mut edit = Editor::new(pod);
-    let before = match view.injected() {
-        Injected::No => Table::default(),
-        Injected::Yes { table, .. } => table.clone(),
-    };
-    let moved = checks::redirect(&mut edit, view, before.clone(), warnings)?;
-    let table = match moved.is_empty() {
-        true => None,
-        false => Some(moved.encode().map_err(|error| checks::too_many(&error))?),
-    };
-    match view.injected() {
-        Injected::No => {
-            containers::insert(&mut edit, view, settings, overrides, table.as_deref());
+/// What the patch of a pod that gets a proxy follows from.
+struct Mesh<'a> {
+    pod: &'a Value,
+    view: &'a PodView<'a>,
+    settings: &'a Settings,
+    overrides: &'a overrides::Overrides,
+}
+
+impl Mesh<'_> {
+    /// What the pod still lacks.
+    fn patch(&self, key: &PageKey, warnings: &mut Vec<String>) -> Result<Patch, String> {
+        let mut edit = Editor::new(self.pod);
+        let before = match self.view.injected() {
+            Injected::Yes { table: Some(table), .. } => table.clone(),
+            Injected::Yes { table: None, .. } | Injected::No => Table::new(key.clone()),
+        };
+        let after = checks::redirect(&mut edit, self.view, before.clone(), warnings)?;
+        let table = after.encode().map_err(|error| checks::too_many(&error))?;
+        match self.view.injected() {
+            Injected::No => {
+                let table = (!after.is_empty()).then_some(table.as_str());
+                containers::insert(&mut edit, self.view, self.settings, self.overrides, table);
+            }
+            Injected::Yes { proxy, .. } if after != before => {
+                containers::declare(&mut edit, *proxy, &table);
+            }
+            Injected::Yes { .. } => {}
         }
-        Injected::Yes { proxy, .. } if moved != before => {
-            containers::declare(&mut edit, *proxy, table.as_deref().unwrap_or_default());
-        }
-        Injected::Yes { .. } => {}
+        annotate(&mut edit, "injected");
+        Ok(edit.finish())
     }
-    annotate(&mut edit, "injected");
-    Ok(edit.finish())
 }
 
 fn annotate(edit: &mut Editor, status: &str) {

@@ -142,6 +142,7 @@ fn the_proxy_s_own_metrics_port_is_called_in_plaintext() {
         AddressKind::Pod(pod) => pod.endpoint.unwrap().identity,
         other @ (AddressKind::Service(_) | AddressKind::Unknown(_)) => panic!("{other:?}"),
     };
+    assert_eq!(identity(15107), "");
     assert_eq!(identity(15109), "");
     assert_ne!(identity(8080), "");
 }

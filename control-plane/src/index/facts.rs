@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use heddle_api::names::{INIT_CONTAINER, METRICS_PORT, PROXY_CONTAINER};
+use heddle_api::names::{INIT_CONTAINER, METRICS_PORT, PROBE_PORT, PROXY_CONTAINER};
 use heddle_api::proto::v1::Protocol;
 use heddle_resources::crd::{TrafficPolicy, TrafficSplit};
 use k8s_openapi::api::core::v1::{Container, Pod, Service, ServicePort};
@@ -92,12 +92,13 @@ pub(crate) fn is_meshed(pod: &Pod) -> bool {
     !is_host_network(pod) && containers(pod).any(|container| container.name == PROXY_CONTAINER)
 }
 
-/// Ports of a meshed pod that its proxy does not see: the proxy's own metrics, and what the rules
-/// were told to leave alone.
+/// Ports of a meshed pod whose connections are not redirected: the proxy's own pages, and what the
+/// rules were told to leave alone.
 pub(crate) fn skipped_ports(pod: &Pod) -> Arc<[RangeInclusive<u16>]> {
     let init = containers(pod).filter(|container| container.name == INIT_CONTAINER);
     let told = init.filter_map(skip_list).flat_map(|list| list.split(','));
-    std::iter::once(METRICS_PORT..=METRICS_PORT).chain(told.filter_map(port_range)).collect()
+    let own = [PROBE_PORT, METRICS_PORT].map(|port| port..=port);
+    own.into_iter().chain(told.filter_map(port_range)).collect()
 }
 
 /// What the container is told to skip: by option, else by environment, as the container itself reads

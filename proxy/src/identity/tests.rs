@@ -96,6 +96,8 @@ fn config(control_plane: SocketAddr, files: &tempfile::TempDir) -> Arc<Config> {
         inbound_listen: any,
         canary: false,
         metrics_listen: any,
+        probes: None,
+        probe_listen: any,
         threads: std::num::NonZeroUsize::MIN,
         log: "info".into(),
         log_format: LogFormat::Plain,

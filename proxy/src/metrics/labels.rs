@@ -89,6 +89,18 @@ labels! {
 }
 
 labels! {
+    /// What became of a check that the kubelet asked for.
+    ProbeResult {
+        /// The application passed.
+        Ok = "ok",
+        /// It did not.
+        Failed = "failed",
+        /// It was not made: nobody declared it, or who asked is not the kubelet.
+        Refused = "refused",
+    }
+}
+
+labels! {
     /// What the first bytes of a connection turned out to be.
     Detected {
         /// HTTP/1.

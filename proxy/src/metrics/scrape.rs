@@ -97,6 +97,11 @@ impl Metrics {
             "Connections of undeclared protocol, by what they turned out to be.",
         );
         detections.add_all("verdict", self.detections.iter());
+        let mut probes = counter(
+            "heddle_probe_checks_total",
+            "Checks of the application that the kubelet asked for.",
+        );
+        probes.add_all("result", self.probes.iter());
         let mut renewals = counter(
             "heddle_certificate_renewals_total",
             "Attempts to obtain a certificate, the first included.",
@@ -107,7 +112,7 @@ impl Metrics {
             "Resources of the control plane that were not acceptable.",
         );
         rejections.add(&[], self.rejections.value());
-        vec![errors, mesh, retries, ejections, detections, renewals, rejections]
+        vec![errors, mesh, retries, ejections, detections, probes, renewals, rejections]
     }
 
     /// Families that say how things stand.

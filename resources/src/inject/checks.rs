@@ -4,7 +4,9 @@
 //! and always succeed. `exec` and `sleep` need no network and stay.
 
 use heddle_api::names::{METRICS_PORT, PROBE_PORT};
-use heddle_api::probes::{Check, Declared, HttpGet, Invalid, Key, MAX_TIMEOUT_MS, Moment, Table};
+use heddle_api::probes::{
+    Check, Declared, HttpGet, Invalid, KEY_HEADER, Key, MAX_TIMEOUT_MS, Moment, Table,
+};
 use serde_json::{Value, json};
 
 use super::edit::Editor;
@@ -90,7 +92,10 @@ impl Redirect<'_> {
         if let Some(fields) = rewritten.as_object_mut() {
             fields.retain(|name, _| !ACTIONS.contains(&name.as_str()));
         }
-        rewritten["httpGet"] = json!({ "path": key.path(), "port": PROBE_PORT, "scheme": "HTTP" });
+        let page_key = json!({ "name": KEY_HEADER, "value": self.table.page_key().as_str() });
+        rewritten["httpGet"] = json!({
+            "path": key.path(), "port": PROBE_PORT, "scheme": "HTTP", "httpHeaders": [page_key],
+        });
         let index = container.index.to_string();
         let mut path = vec!["spec", container.list, index.as_str()];
         path.extend(place);

@@ -4,6 +4,8 @@
 //! container that is not root gets no capability from Kubernetes unless it may escalate privileges,
 //! which no container of ours may. It ends before anything else of the pod runs.
 
+use std::time::Duration;
+
 use heddle_api::names::{
     INIT_CONTAINER, METRICS_PORT, PROBE_PORT, PROXY_CONTAINER, PROXY_UID, TOKEN_AUDIENCE,
     TRUST_BUNDLE_CONFIG_MAP, TRUST_BUNDLE_KEY,
@@ -27,7 +29,7 @@ const RUN_SIZE: &str = "1Mi";
 const STARTUP_FAILURES: u32 = 600;
 /// What an ending pod needs after its drain: a sixth of its grace period, at most this.
 const MAX_RESERVE_S: u64 = 10;
-const MAX_DRAIN_S: u64 = 3600;
+const MIN_DRAIN: Duration = Duration::from_millis(500);
 
 /// Adds containers before the application's own init containers, and the volumes.
 pub(super) fn insert(
@@ -81,7 +83,7 @@ fn init(settings: &Settings, overrides: &Overrides) -> Value {
     json!({
         "name": INIT_CONTAINER,
         "image": settings.init_image,
-        "imagePullPolicy": settings.image_pull_policy,
+        "imagePullPolicy": settings.init_pull_policy,
         "env": env,
         "resources": resources(&settings.init),
         "securityContext": {
@@ -102,7 +104,7 @@ fn proxy(settings: &Settings, overrides: &Overrides, grace: u64, table: Option<&
     json!({
         "name": PROXY_CONTAINER,
         "image": settings.proxy_image,
-        "imagePullPolicy": settings.image_pull_policy,
+        "imagePullPolicy": settings.proxy_pull_policy,
         "restartPolicy": "Always",
         "env": proxy_env(settings, overrides, grace, table),
         "ports": [
@@ -151,7 +153,7 @@ fn proxy_env(
         text("HEDDLE_LOG", &overrides.log),
         text("HEDDLE_LOG_FORMAT", &settings.log_format),
         text("HEDDLE_ACCESS_LOG", &settings.access_log),
-        text("HEDDLE_DRAIN_TIMEOUT", &drain_timeout(grace)),
+        text("HEDDLE_DRAIN_TIMEOUT", &drain_timeout(grace, settings.drain_timeout)),
     ];
     env.extend(table.map(|table| text(probes::VARIABLE, table)));
     env
@@ -159,12 +161,10 @@ fn proxy_env(
 
 /// Less than the pod's grace period: the application still has to end after the drain, and the
 /// proxy after the application.
-fn drain_timeout(grace: u64) -> String {
+fn drain_timeout(grace: u64, limit: Duration) -> String {
     let reserve = (grace / 6).clamp(1, MAX_RESERVE_S);
-    match grace.saturating_sub(reserve).min(MAX_DRAIN_S) {
-        0 => "500ms".to_owned(),
-        seconds => format!("{seconds}s"),
-    }
+    let room = Duration::from_secs(grace.saturating_sub(reserve)).max(MIN_DRAIN);
+    format!("{}ms", room.min(limit).as_millis())
 }
 
 fn health(path: &str, period: u32, timeout: u32, failures: u32) -> Value {
@@ -216,17 +216,17 @@ mod tests {
 
     #[test]
     fn the_drain_ends_before_the_grace_period() {
-        for (grace, want) in [
-            (0, "500ms"),
-            (1, "500ms"),
-            (2, "1s"),
-            (10, "9s"),
-            (30, "25s"),
-            (60, "50s"),
-            (120, "110s"),
-            (86_400, "3600s"),
+        for (grace, limit, want) in [
+            (0, 30, "500ms"),
+            (1, 30, "500ms"),
+            (2, 30, "1000ms"),
+            (10, 30, "9000ms"),
+            (30, 30, "25000ms"),
+            (60, 30, "30000ms"),
+            (60, 3600, "50000ms"),
+            (120, 3600, "110000ms"),
         ] {
-            assert_eq!(drain_timeout(grace), want, "{grace}");
+            assert_eq!(drain_timeout(grace, Duration::from_secs(limit)), want, "{grace} {limit}");
         }
     }
 }

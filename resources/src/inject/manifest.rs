@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use heddle_api::probes::PageKey;
 use serde_json::Value;
 
 use super::{Outcome, Settings, inject};
@@ -28,23 +29,25 @@ const TEMPLATES: [(&str, &str); 8] = [
 ];
 
 /// Injects into every pod and template that `object` holds, and notes what became of each. A refused
-/// one is left as it was.
+/// one is left as it was. `new_key` is asked for each template.
 pub fn inject_manifest(
     object: &mut Value,
     namespace_labels: &BTreeMap<String, String>,
     settings: &Settings,
+    new_key: &mut dyn FnMut() -> PageKey,
 ) -> Vec<Note> {
     let kind = object["kind"].as_str().unwrap_or_default().to_owned();
     if kind == "List" {
         let items = object["items"].as_array_mut().into_iter().flatten();
-        return items.flat_map(|item| inject_manifest(item, namespace_labels, settings)).collect();
+        let inject = |item| inject_manifest(item, namespace_labels, settings, new_key);
+        return items.flat_map(inject).collect();
     }
     let found = TEMPLATES.iter().find(|(name, _)| *name == kind);
     let name = describe(&kind, object);
     let Some(template) = found.and_then(|(_, place)| object.pointer_mut(place)) else {
         return Vec::new();
     };
-    let outcome = inject(template, namespace_labels, settings);
+    let outcome = inject(template, namespace_labels, settings, &new_key());
     if let Outcome::Patch { patch, .. } | Outcome::Skip { patch, .. } = &outcome {
         json_patch::patch(template, patch).expect("the patch was made for this template");
     }

@@ -22,8 +22,8 @@ pub(super) enum Injected {
     Yes {
         /// Index of the proxy in `initContainers`.
         proxy: usize,
-        /// The checks it performs.
-        table: Table,
+        /// The checks it performs, if it was told of any.
+        table: Option<Table>,
     },
 }
 
@@ -189,11 +189,13 @@ fn injected(pod: &Value) -> Result<Injected, String> {
     }
     let mut env = list(&proxy.value["env"]);
     let table = env.find(|variable| variable["name"] == probes::VARIABLE);
-    let table = match table.and_then(|variable| variable["value"].as_str()) {
-        None => Table::default(),
-        Some(text) => Table::parse(text)
-            .map_err(|error| format!("{}: {}: {error}", proxy.field("env"), probes::VARIABLE))?,
-    };
+    let table =
+        match table.and_then(|variable| variable["value"].as_str()) {
+            None => None,
+            Some(text) => Some(Table::parse(text).map_err(|error| {
+                format!("{}: {}: {error}", proxy.field("env"), probes::VARIABLE)
+            })?),
+        };
     Ok(Injected::Yes { proxy: proxy.index, table })
 }
 

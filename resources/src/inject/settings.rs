@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use heddle_api::names::{
     CONTROL_PLANE_NAMESPACE, CONTROL_PLANE_PORT, CONTROL_PLANE_SERVICE_ACCOUNT,
@@ -14,7 +15,9 @@ pub struct Settings {
     pub proxy_image: String,
     pub init_image: String,
     /// `Always`, `IfNotPresent` or `Never`.
-    pub image_pull_policy: String,
+    pub proxy_pull_policy: String,
+    /// See [`Settings::proxy_pull_policy`].
+    pub init_pull_policy: String,
     /// Host name and port of the control plane.
     pub control_plane: String,
     pub trust_domain: String,
@@ -24,6 +27,8 @@ pub struct Settings {
     pub log_format: String,
     /// `off` or `json`.
     pub access_log: String,
+    /// How long a proxy's drain takes at most; less where a pod's grace period asks for it.
+    pub drain_timeout: Duration,
     /// Life of the proxy's token; the kubelet renews it at 80 %.
     pub token_seconds: u32,
     pub proxy: Requirements,
@@ -44,7 +49,8 @@ impl Settings {
         Self {
             proxy_image: format!("heddle/proxy:{version}"),
             init_image: format!("heddle/init:{version}"),
-            image_pull_policy: "IfNotPresent".to_owned(),
+            proxy_pull_policy: "IfNotPresent".to_owned(),
+            init_pull_policy: "IfNotPresent".to_owned(),
             control_plane: format!(
                 "{CONTROL_PLANE_SERVICE_ACCOUNT}.{CONTROL_PLANE_NAMESPACE}.svc:{CONTROL_PLANE_PORT}"
             ),
@@ -52,8 +58,9 @@ impl Settings {
             log: "info".to_owned(),
             log_format: "json".to_owned(),
             access_log: "off".to_owned(),
+            drain_timeout: Duration::from_secs(30),
             token_seconds: 3600,
-            proxy: Requirements::new(Some("20m"), None, Some("32Mi"), Some("256Mi")),
+            proxy: Requirements::new(Some("50m"), None, Some("32Mi"), Some("256Mi")),
             init: Requirements::new(Some("10m"), None, Some("16Mi"), Some("64Mi")),
             skip_inbound_ports: PortList::default(),
             skip_outbound_ports: PortList::default(),

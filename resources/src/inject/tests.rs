@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use heddle_api::names::{INJECT_LABEL, PROBE_PORT, PROXY_CONTAINER, PROXY_UID};
-use heddle_api::probes::{Check, Key, Moment, Table, VARIABLE};
+use heddle_api::probes::{Check, Key, Moment, PageKey, Table, VARIABLE};
 use k8s_openapi::api::core::v1::Pod;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -13,13 +13,17 @@ fn enabled() -> BTreeMap<String, String> {
     [(INJECT_LABEL.to_owned(), "enabled".to_owned())].into()
 }
 
+fn key() -> PageKey {
+    PageKey::parse("0123456789abcdef").unwrap()
+}
+
 fn settings() -> Settings {
     Settings::new("0.1.0", "cluster.local")
 }
 
 /// The pod that the patch makes, and the warnings.
 fn injected(pod: &Value, settings: &Settings) -> (Value, Vec<String>) {
-    match inject(pod, &enabled(), settings) {
+    match inject(pod, &enabled(), settings, &key()) {
         Outcome::Patch { patch, warnings } => (patched(pod, &patch), warnings),
         other @ (Outcome::Skip { .. } | Outcome::Refuse { .. }) => panic!("{other:?}"),
     }
@@ -32,7 +36,7 @@ fn patched(pod: &Value, patch: &Patch) -> Value {
 }
 
 fn refusal(pod: &Value) -> String {
-    match inject(pod, &enabled(), &settings()) {
+    match inject(pod, &enabled(), &settings(), &key()) {
         Outcome::Refuse { message } => message,
         other @ (Outcome::Skip { .. } | Outcome::Patch { .. }) => panic!("{other:?}"),
     }
@@ -58,11 +62,12 @@ fn table(pod: &Value) -> Table {
     let proxy = &pod["spec"]["initContainers"][1];
     let mut env = proxy["env"].as_array().unwrap().iter();
     let variable = env.find(|variable| variable["name"] == VARIABLE);
-    variable.map_or_else(Table::default, |v| Table::parse(v["value"].as_str().unwrap()).unwrap())
+    variable
+        .map_or_else(|| Table::new(key()), |v| Table::parse(v["value"].as_str().unwrap()).unwrap())
 }
 
 fn golden(name: &str, pod: &Value) {
-    let Outcome::Patch { patch, warnings } = inject(pod, &enabled(), &settings()) else {
+    let Outcome::Patch { patch, warnings } = inject(pod, &enabled(), &settings(), &key()) else {
         panic!("{name} is not injected");
     };
     let seen = json!({ "warnings": warnings, "patch": patch });
@@ -122,7 +127,7 @@ fn the_label_of_the_pod_beats_that_of_its_namespace() {
             pod["metadata"]["labels"][INJECT_LABEL] = json!(own);
         }
         let labels = namespace.map(|value| (INJECT_LABEL.to_owned(), value.to_owned()));
-        let skipped = match inject(&pod, &labels.into_iter().collect(), &settings()) {
+        let skipped = match inject(&pod, &labels.into_iter().collect(), &settings(), &key()) {
             Outcome::Skip { reason, patch, warnings } => {
                 assert_eq!((patch.len(), warnings.len()), (0, 0), "{own:?} {namespace:?}");
                 Some(reason)
@@ -146,7 +151,8 @@ fn what_no_proxy_can_be_in_is_admitted_without_one_and_says_so() {
     ] {
         let mut pod = simple();
         pod["spec"][field] = value;
-        let Outcome::Skip { reason, patch, warnings } = inject(&pod, &enabled(), &settings())
+        let Outcome::Skip { reason, patch, warnings } =
+            inject(&pod, &enabled(), &settings(), &key())
         else {
             panic!("{field}");
         };
@@ -156,7 +162,7 @@ fn what_no_proxy_can_be_in_is_admitted_without_one_and_says_so() {
         let status = after["metadata"]["annotations"][STATUS_ANNOTATION].as_str().unwrap();
         assert!(status.starts_with("skipped: the pod "), "{status}");
         assert_eq!(after["spec"], pod["spec"]);
-        let again = inject(&after, &enabled(), &settings());
+        let again = inject(&after, &enabled(), &settings(), &key());
         assert!(matches!(again, Outcome::Skip { patch, .. } if patch.is_empty()), "{field}");
     }
 }
@@ -248,7 +254,7 @@ fn ports_are_left_out_as_far_as_the_administrator_lets_pods() {
     let env = &after["spec"]["initContainers"][0]["env"];
     assert_eq!(*env, json!([{ "name": "HEDDLE_SKIP_INBOUND_PORTS", "value": "22,9090" }]));
     let pod = annotated("heddle.io/skip-inbound-ports", "9000-9200");
-    let Outcome::Refuse { message } = inject(&pod, &enabled(), &settings) else { panic!() };
+    let Outcome::Refuse { message } = inject(&pod, &enabled(), &settings, &key()) else { panic!() };
     assert!(message.contains("lets pods leave out 9000-9100, not 9000-9200"), "{message}");
 }
 
@@ -292,7 +298,9 @@ fn what_a_later_webhook_adds_is_completed_and_nothing_else_is_touched() {
     first["spec"]["initContainers"][1]["image"] = json!("mirror/proxy:1");
     let mut changed = settings();
     changed.log = "debug".to_owned();
-    let Outcome::Patch { patch, .. } = inject(&first, &enabled(), &changed) else { panic!() };
+    let Outcome::Patch { patch, .. } = inject(&first, &enabled(), &changed, &key()) else {
+        panic!()
+    };
     let paths: Vec<_> = patch.iter().map(|operation| operation.path().to_string()).collect();
     assert_eq!(
         paths,
@@ -305,10 +313,12 @@ fn what_a_later_webhook_adds_is_completed_and_nothing_else_is_touched() {
     );
     let second = patched(&first, &patch);
     assert_eq!(table(&second).iter().count(), 2);
-    let key = Key::new("late", Moment::Readiness);
-    let declared = table(&second).find(&key).cloned().unwrap();
+    let late = Key::new("late", Moment::Readiness);
+    let declared = table(&second).find(&late).cloned().unwrap();
     assert_eq!(declared.check, Check::Grpc { port: 9, service: String::new() });
-    let Outcome::Patch { patch, .. } = inject(&second, &enabled(), &changed) else { panic!() };
+    let Outcome::Patch { patch, .. } = inject(&second, &enabled(), &changed, &key()) else {
+        panic!()
+    };
     assert!(patch.is_empty(), "{patch}");
 }
 
@@ -323,7 +333,7 @@ fn every_kind_that_makes_pods_is_injected_and_nothing_else() {
         nested("DaemonSet", place.clone()), nested("Job", place), cron,
         nested("Pod", template["spec"].clone()), nested("Service", json!({})),
     ]});
-    let notes = inject_manifest(&mut objects, &enabled(), &settings());
+    let notes = inject_manifest(&mut objects, &enabled(), &settings(), &mut key);
     let names: Vec<_> = notes.iter().map(|note| note.object.as_str()).collect();
     assert_eq!(
         names,
@@ -338,7 +348,7 @@ fn every_kind_that_makes_pods_is_injected_and_nothing_else() {
     );
     let text = objects.to_string();
     assert_eq!(text.matches(r#""name":"heddle-proxy""#).count(), 6);
-    let again = inject_manifest(&mut objects, &enabled(), &settings());
+    let again = inject_manifest(&mut objects, &enabled(), &settings(), &mut key);
     for note in again {
         assert!(matches!(note.outcome, Outcome::Patch { patch, .. } if patch.is_empty()));
     }
@@ -437,13 +447,13 @@ proptest! {
     #[test]
     fn twice_is_once(pod in any_pod()) {
         let (Outcome::Patch { patch, .. } | Outcome::Skip { patch, .. }) =
-            inject(&pod, &enabled(), &settings())
+            inject(&pod, &enabled(), &settings(), &key())
         else {
             panic!("refused");
         };
         let once = patched(&pod, &patch);
         let (Outcome::Patch { patch, .. } | Outcome::Skip { patch, .. }) =
-            inject(&once, &enabled(), &settings())
+            inject(&once, &enabled(), &settings(), &key())
         else {
             panic!("refused the second time");
         };
@@ -485,7 +495,7 @@ proptest! {
     fn what_is_made_is_a_pod(pod in any_pod()) {
         prop_assume!(pod["metadata"].is_object());
         let (Outcome::Patch { patch, .. } | Outcome::Skip { patch, .. }) =
-            inject(&pod, &enabled(), &settings())
+            inject(&pod, &enabled(), &settings(), &key())
         else {
             panic!("refused");
         };
