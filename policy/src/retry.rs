@@ -22,6 +22,8 @@ pub struct TrafficPolicy {
     pub request_timeout: Option<Duration>,
     /// One attempt, to the response's head.
     pub per_try_timeout: Option<Duration>,
+    /// One attempt, to the response's last byte: what a route says in place of the one above.
+    pub attempt_timeout: Option<Duration>,
     /// TCP connect.
     pub connect_timeout: Duration,
     /// A stream or connection on which nothing moves; `None` means for ever.
@@ -142,6 +144,7 @@ impl TrafficPolicy {
             source: None,
             request_timeout: None,
             per_try_timeout: None,
+            attempt_timeout: None,
             connect_timeout: Duration::from_secs(1),
             idle_timeout: Some(Duration::from_secs(3600)),
             retries: Retries {
@@ -155,6 +158,12 @@ impl TrafficPolicy {
             circuit_breaker: None,
             balance: Balance::PeakEwma,
         }
+    }
+
+    /// How long one attempt may take to the response's head.
+    #[must_use]
+    pub fn head_timeout(&self) -> Option<Duration> {
+        self.per_try_timeout.or(self.attempt_timeout)
     }
 
     /// Decides whether `attempted` may be sent again after `failure`.

@@ -124,13 +124,6 @@ impl Timeout {
             Some(ms) => Self::Set(Some(Duration::from_millis(ms))),
         }
     }
-
-    fn over(self, inherited: Option<Duration>) -> Option<Duration> {
-        match self {
-            Self::Inherited => inherited,
-            Self::Set(limit) => limit,
-        }
-    }
 }
 
 /// The rule that a request follows, and which of its matches made it so.
@@ -209,14 +202,19 @@ impl Rule {
     /// A backend's policy with the rule's timeouts in place of its own.
     #[must_use]
     pub fn overlay(&self, policy: &Arc<TrafficPolicy>) -> Arc<TrafficPolicy> {
-        let request = self.request_timeout.over(policy.request_timeout);
-        let attempt = self.backend_timeout.over(policy.per_try_timeout);
-        if (request, attempt) == (policy.request_timeout, policy.per_try_timeout) {
+        if (self.request_timeout, self.backend_timeout) == (Timeout::Inherited, Timeout::Inherited)
+        {
             return policy.clone();
         }
         let mut policy = TrafficPolicy::clone(policy);
-        policy.request_timeout = request;
-        policy.per_try_timeout = attempt;
+        if let Timeout::Set(limit) = self.request_timeout {
+            policy.request_timeout = limit;
+        }
+        if let Timeout::Set(limit) = self.backend_timeout {
+            // Gateway API counts to the response's last byte, a TrafficPolicy to its head.
+            policy.per_try_timeout = None;
+            policy.attempt_timeout = limit;
+        }
         Arc::new(policy)
     }
 }

@@ -4,6 +4,7 @@
 //! Owns the order of reads and writes and what a failure at each point means. Refuses to choose a
 //! destination, to decide on retries, and to record: its callers do.
 
+use std::cell::Cell;
 use std::io;
 
 use bytes::{Buf, BytesMut};
@@ -113,13 +114,44 @@ pub enum Judgement {
 pub struct Patience {
     /// For its final head.
     pub head_by: Option<Instant>,
-    /// For its next byte.
+    /// For its next byte, while nothing of the request moves either.
     pub idle: Option<Duration>,
 }
 
 impl Patience {
     /// For ever: the other side of the hop decides.
     pub const ENDLESS: Self = Self { head_by: None, idle: None };
+
+    /// What `read` brings in time. `moved` is when something of the request last moved; the response
+    /// has moved just now.
+    async fn wait<T>(
+        self,
+        moved: &Cell<Instant>,
+        read: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        if self.idle.is_some() {
+            moved.set(Instant::now());
+        }
+        tokio::pin!(read);
+        loop {
+            let late = self.head_by.map(|by| (by, Error::PerTryTimeout));
+            let silent = self.idle.map(|idle| (moved.get() + idle, Error::IdleTimeout));
+            let Some((by, error)) = earlier(late, silent) else { return read.await };
+            match timeout_at(by, &mut read).await {
+                Ok(read) => return read,
+                // What has moved meanwhile puts it off.
+                Err(_)
+                    if self.idle.is_some_and(|idle| moved.get() + idle > by)
+                        && self.is_early(by) => {}
+                Err(_) => return Err(error),
+            }
+        }
+    }
+
+    /// The head may still be waited for.
+    fn is_early(self, at: Instant) -> bool {
+        self.head_by.is_none_or(|by| at < by)
+    }
 }
 
 /// How an exchange ended.
@@ -215,7 +247,8 @@ pub async fn exchange(
         Err(_) => {}
     }
     let head = &mut up.head;
-    let respond = Respond { facts, mesh: up.mesh, patience, judge };
+    let moved = Cell::new(Instant::now());
+    let respond = Respond { facts, mesh: up.mesh, patience, moved: &moved, judge };
     let end = if request.sent || refused {
         respond.run(&mut up.conn.io, &mut up.conn.buf, head, down).await
     } else {
@@ -224,7 +257,8 @@ pub async fn exchange(
         let (mut up_read, mut up_write) = tokio::io::split(&mut up.conn.io);
         let respond = respond.run(&mut up_read, &mut up.conn.buf, head, &mut down_write);
         let pump = async {
-            let pumped = pump(&mut down_read, &mut down.buf, request, &mut up_write).await;
+            let (from, to) = ((&mut down_read, &mut down.buf), &mut up_write);
+            let pumped = pump(from, request, to, &moved).await;
             if pumped.is_ok() {
                 left(&mut down_read, &mut down.buf, may_half_close).await;
             }
@@ -271,10 +305,10 @@ enum PumpError {
 
 /// Forwards the rest of a request's body, keeping it for another attempt while it is small.
 async fn pump(
-    down: &mut (impl AsyncRead + Unpin),
-    buf: &mut BytesMut,
+    (down, buf): (&mut (impl AsyncRead + Unpin), &mut BytesMut),
     request: &mut Outgoing,
     up: &mut (impl AsyncWrite + Unpin),
+    moved: &Cell<Instant>,
 ) -> Result<(), PumpError> {
     loop {
         if !buf.is_empty() {
@@ -287,6 +321,7 @@ async fn pump(
             let raw = request.take(buf).map_err(PumpError::Refused)?;
             let from = request.wire.len() - raw;
             send(up, &request.wire[from..]).await.map_err(PumpError::Upstream)?;
+            moved.set(Instant::now());
         }
         if request.is_complete() {
             request.sent = true;
@@ -300,14 +335,16 @@ async fn pump(
 }
 
 /// The way back.
-struct Respond<J> {
+struct Respond<'m, J> {
     facts: RequestFacts,
     mesh: bool,
     patience: Patience,
+    /// When something of the request last moved.
+    moved: &'m Cell<Instant>,
     judge: J,
 }
 
-impl<J: FnMut(&ResponseHead, &[u8], &mut BytesMut) -> Judgement> Respond<J> {
+impl<J: FnMut(&ResponseHead, &[u8], &mut BytesMut) -> Judgement> Respond<'_, J> {
     async fn run(
         mut self,
         up: &mut (impl AsyncRead + Unpin),
@@ -319,15 +356,7 @@ impl<J: FnMut(&ResponseHead, &[u8], &mut BytesMut) -> Judgement> Respond<J> {
         let mut interim = 0;
         loop {
             let read = read_response_head(up, buf, head, self.facts, self.mesh);
-            let Patience { head_by, idle } = self.patience;
-            let late = head_by.map(|by| (by, Error::PerTryTimeout));
-            let silent = idle.map(|idle| (Instant::now() + idle, Error::IdleTimeout));
-            let read = async {
-                match earlier(late, silent) {
-                    None => read.await,
-                    Some((by, error)) => timeout_at(by, read).await.unwrap_or(Err(error)),
-                }
-            };
+            let read = self.patience.wait(self.moved, read);
             let n = match unless_left(down, read).await {
                 Some(Ok(n)) => n,
                 Some(Err(error)) => return End::Failed(error),
@@ -354,7 +383,8 @@ impl<J: FnMut(&ResponseHead, &[u8], &mut BytesMut) -> Judgement> Respond<J> {
                 let sent = send(down, &out).await;
                 return sent.map_or(End::ClientGone, |()| End::Switched { status: head.status() });
             }
-            let relay = Relay { delivery, head_at, idle };
+            let patience = Patience { head_by: None, ..self.patience };
+            let relay = Relay { delivery, head_at, patience, moved: self.moved };
             return relay.run(up, buf, head, down, out).await;
         }
     }

@@ -20,8 +20,11 @@ use crate::http1::Refusal;
 use crate::metrics::Direction;
 use crate::stream::Conn;
 
+mod limits;
 mod serve;
 
+use limits::Timer;
+pub use limits::{Limit, Limits, Moved};
 pub use serve::serve;
 
 /// Flow-control window of a stream.
@@ -232,6 +235,8 @@ struct Source {
     next: usize,
     /// Of the present attempt, while it waits.
     waker: Option<Waker>,
+    /// Told of every frame, where somebody waits for silence.
+    moved: Option<Moved>,
 }
 
 impl Replay {
@@ -246,7 +251,15 @@ impl Replay {
             attempt: 0,
             next: 0,
             waker: None,
+            moved: None,
         })))
+    }
+
+    /// Tells of every frame that is sent.
+    #[must_use]
+    pub fn watched(self, moved: Option<Moved>) -> Self {
+        self.0.borrow_mut().moved = moved;
+        self
     }
 
     /// The body from its first byte. Earlier handles break off.
@@ -354,6 +367,9 @@ impl Body for RequestBody {
             source.waker = Some(cx.waker().clone());
             return Poll::Pending;
         };
+        if let Some(moved) = &source.moved {
+            moved.touch();
+        }
         let frame = frame.map(cleaned_trailers);
         if let Some(Ok(frame)) = &frame {
             source.keep(frame);
@@ -385,6 +401,8 @@ pub struct ResponseEnd {
 /// A response's body that tells how it ended, exactly once: also when it is dropped half-read.
 pub struct ResponseBody<F: FnOnce(ResponseEnd)> {
     inner: Inner,
+    timer: Option<Timer>,
+    grpc: bool,
     grpc_status: Option<u32>,
     on_end: Option<F>,
 }
@@ -399,15 +417,44 @@ impl<F: FnOnce(ResponseEnd)> ResponseBody<F> {
     pub fn upstream(inner: Incoming, headers: &HeaderMap, on_end: F) -> Self {
         Self {
             inner: Inner::Upstream(inner),
+            timer: None,
+            grpc: is_grpc(headers),
             grpc_status: grpc_status(headers),
             on_end: Some(on_end),
         }
     }
 
+    /// The same, given up when one of the limits passes.
+    #[must_use]
+    pub fn within(mut self, limits: Option<Limits>) -> Self {
+        self.timer = limits.and_then(Limits::timer);
+        self
+    }
+
     /// Ours.
     pub fn local(body: Bytes, headers: &HeaderMap, on_end: F) -> Self {
         let inner = Inner::Local((!body.is_empty()).then_some(body));
-        Self { inner, grpc_status: grpc_status(headers), on_end: Some(on_end) }
+        let grpc_status = grpc_status(headers);
+        Self { inner, timer: None, grpc: false, grpc_status, on_end: Some(on_end) }
+    }
+
+    /// A limit has passed in the middle of the response: a gRPC caller is told in the trailers, any
+    /// other sees the stream reset. The application's side is reset, too.
+    fn give_up(&mut self, limit: Limit) -> Result<Frame<Bytes>, ResponseError> {
+        self.inner = Inner::Local(None);
+        self.timer = None;
+        let error = limit.error();
+        let late = ResponseError::Late(error.to_string());
+        if !self.grpc {
+            self.end(Some(error.reason()));
+            return Err(late);
+        }
+        let answer = answer(&error, Direction::Outbound, true, false);
+        let mut trailers = answer.into_parts().0.headers;
+        trailers.remove("content-type");
+        self.grpc_status = grpc_status(&trailers);
+        self.end(Some(error.reason()));
+        Ok(Frame::trailers(trailers))
     }
 
     fn end(&mut self, reason: Option<Reason>) {
@@ -422,21 +469,42 @@ fn grpc_status(headers: &HeaderMap) -> Option<u32> {
     headers.get("grpc-status")?.to_str().ok()?.parse().ok()
 }
 
+/// Why a response breaks off.
+#[derive(Debug, thiserror::Error)]
+pub enum ResponseError {
+    /// The application's side did.
+    #[error(transparent)]
+    Upstream(#[from] hyper::Error),
+    /// It took too long.
+    #[error("{0}")]
+    Late(String),
+}
+
 impl<F: FnOnce(ResponseEnd) + Unpin> Body for ResponseBody<F> {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = ResponseError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, ResponseError>>> {
         let this = &mut *self;
         let frame = match &mut this.inner {
-            Inner::Upstream(incoming) => {
-                ready!(Pin::new(incoming).poll_frame(cx)).map(cleaned_trailers)
-            }
+            Inner::Upstream(incoming) => match Pin::new(incoming).poll_frame(cx) {
+                Poll::Ready(frame) => {
+                    frame.map(cleaned_trailers).map(|frame| frame.map_err(ResponseError::Upstream))
+                }
+                Poll::Pending => {
+                    let Some(timer) = &mut this.timer else { return Poll::Pending };
+                    let limit = ready!(timer.poll(cx));
+                    return Poll::Ready(Some(this.give_up(limit)));
+                }
+            },
             Inner::Local(body) => body.take().map(|body| Ok(Frame::data(body))),
         };
+        if let Some(timer) = &this.timer {
+            timer.touch();
+        }
         match &frame {
             None => this.end(None),
             Some(Err(_)) => this.end(Some(Reason::ConnectionLost)),

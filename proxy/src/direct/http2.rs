@@ -152,3 +152,94 @@ fn callers_that_wait_for_one_connection_share_its_failure() {
         assert!(begun.elapsed() < 2 * crate::tls::HANDSHAKE_TIMEOUT, "{:?}", begun.elapsed());
     });
 }
+
+/// A policy with these timeouts, for the Service that is called.
+fn limit(mesh: &mut Mesh, timeouts: v1::Timeouts) {
+    let policy =
+        v1::Policy { source: "shop/web".into(), timeouts: Some(timeouts), ..v1::Policy::default() };
+    mesh.outbound.put(v1::ResourceType::Policy, "shop/web", &policy);
+}
+
+/// The rest of a response whose first bytes are here, and its trailers.
+async fn rest(response: Response<h2::RecvStream>) -> Result<(Vec<u8>, HeaderMap), h2::Error> {
+    let mut body = response.into_body();
+    let mut got = Vec::new();
+    while let Some(data) = timeout(PATIENCE, body.data()).await.expect("in time") {
+        let data = data?;
+        body.flow_control().release_capacity(data.len()).unwrap();
+        got.extend_from_slice(&data);
+    }
+    let trailers = timeout(PATIENCE, body.trailers()).await.expect("in time")?;
+    Ok((got, trailers.unwrap_or_default()))
+}
+
+#[test]
+fn a_response_that_takes_too_long_is_cut_and_a_grpc_caller_told() {
+    run(async {
+        let (app, address) = listen().await;
+        let mut streams = serve(app);
+        let mut mesh = Mesh::new(address, v1::Protocol::Http2).await;
+        let request_ms = v1::Timeouts { request_ms: 200, ..v1::Timeouts::default() };
+        let idle_ms = v1::Timeouts { idle_ms: 200, ..v1::Timeouts::default() };
+        let mut sender = open(&mesh).await;
+        for (timeouts, kind, name) in [
+            (request_ms, "text/plain", "request-timeout"),
+            (request_ms, "application/grpc", "request-timeout"),
+            (idle_ms, "text/plain", "idle-timeout"),
+            (idle_ms, "application/grpc", "idle-timeout"),
+        ] {
+            limit(&mut mesh, timeouts);
+            let request = Request::post("http://w/").header("content-type", kind).body(()).unwrap();
+            let (response, _) = sender.send_request(request, true).unwrap();
+            let (_request, mut respond) = next(&mut streams).await;
+            let head = Response::builder().header("content-type", kind).body(()).unwrap();
+            let mut body = respond.send_response(head, false).unwrap();
+            body.send_data("part".into(), false).unwrap();
+            let response = timeout(PATIENCE, response).await.unwrap().unwrap();
+            let end = rest(response).await;
+            if kind == "text/plain" {
+                assert!(end.is_err_and(|error| error.is_reset()), "{name}: a cut that is seen");
+            } else {
+                let (got, trailers) = end.expect("trailers");
+                assert_eq!(
+                    (got, &trailers["grpc-status"]),
+                    (b"part".to_vec(), &"4".parse().unwrap())
+                );
+                assert_eq!(trailers["heddle-error"], name);
+            }
+            // The application's side is given up, too.
+            let reset = std::future::poll_fn(|cx| body.poll_reset(cx));
+            timeout(PATIENCE, reset).await.expect("a reset in time").unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_request_that_moves_is_not_idle() {
+    run(async {
+        let (app, address) = listen().await;
+        let mut streams = serve(app);
+        let mut mesh = Mesh::new(address, v1::Protocol::Http2).await;
+        limit(&mut mesh, v1::Timeouts { idle_ms: 300, ..v1::Timeouts::default() });
+        let (response, mut body) = open(&mesh).await.send_request(put(), false).unwrap();
+        let (mut request, mut respond) = next(&mut streams).await;
+        // Longer than the limit in all, the response silent all the while.
+        for _ in 0..8 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            body.send_data("more".into(), false).unwrap();
+            let data = timeout(PATIENCE, request.body_mut().data()).await.unwrap();
+            assert_eq!(data.unwrap().unwrap(), "more");
+        }
+        body.send_data(Bytes::new(), true).unwrap();
+        respond.send_response(Response::new(()), true).unwrap();
+        assert_eq!(timeout(PATIENCE, response).await.unwrap().unwrap().status(), 200);
+
+        // Silence from both sides ends it.
+        let mut sender = open(&mesh).await;
+        let (response, _) = sender.send_request(put(), true).unwrap();
+        let _held = next(&mut streams).await;
+        let response = timeout(PATIENCE, response).await.unwrap().unwrap();
+        assert_eq!(response.status(), 504);
+        assert_eq!(response.headers()["heddle-error"], "idle-timeout");
+    });
+}

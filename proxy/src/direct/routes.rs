@@ -375,6 +375,29 @@ fn the_rules_timeouts_stand_over_the_policys() {
 }
 
 #[test]
+fn the_time_of_an_attempt_is_that_to_the_last_byte() {
+    run(async {
+        let (app, address) = listen().await;
+        let mut mesh = Mesh::new(closed_port().await, v1::Protocol::Http1).await;
+        mesh.backend("slow", address).await;
+        mesh.route(vec![v1::RouteRule {
+            backend_timeout_ms: Some(200),
+            ..rule("/", vec![backend("slow", 1)])
+        }]);
+        let mut client = mesh.dial().await;
+        write(&mut client, &get("/")).await;
+        let mut served = accept(&app).await;
+        read_until(&mut served, "\r\n\r\n").await;
+        write(&mut served, "HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\npart").await;
+        read_until(&mut client, "part").await;
+        let mut rest = Vec::new();
+        let end = timeout(PATIENCE, client.read_to_end(&mut rest)).await.unwrap();
+        assert!(end.is_err() && rest.is_empty(), "a reset and not a second answer: {rest:?}");
+        assert_eq!(mesh.requests(&[r#"status_class="2xx""#, r#"flag="per-try-timeout""#]), 1);
+    });
+}
+
+#[test]
 fn retries_stay_with_the_backend_that_was_drawn() {
     run(async {
         let mut mesh = Mesh::with_backends(v1::Protocol::Http1, &["good"]).await;

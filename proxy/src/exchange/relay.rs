@@ -1,13 +1,14 @@
 //! A final response on its way to the client: its head, which is written already, and its body.
 
+use std::cell::Cell;
 use std::io;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{Duration, Instant, timeout};
+use tokio::time::Instant;
 
 use super::client::{Client, unless_left};
-use super::{Complete, End, LIMITS};
+use super::{Complete, End, LIMITS, Patience};
 use crate::error::Error;
 use crate::http1::{
     BodyDecoder, BodyDelivery, CHUNK_END, Delivery, LAST_CHUNK, Refusal, ResponseHead,
@@ -19,13 +20,15 @@ use crate::stream::{fill, send};
 const COALESCE_SIZE: usize = 16 * 1024;
 
 /// How a final response is forwarded.
-pub(super) struct Relay {
+pub(super) struct Relay<'m> {
     pub(super) delivery: Delivery,
     pub(super) head_at: Instant,
-    pub(super) idle: Option<Duration>,
+    pub(super) patience: Patience,
+    /// When something of the request last moved.
+    pub(super) moved: &'m Cell<Instant>,
 }
 
-impl Relay {
+impl Relay<'_> {
     /// Forwards the head (in `out`) and the body.
     pub(super) async fn run(
         self,
@@ -88,12 +91,8 @@ impl Relay {
         up: &mut (impl AsyncRead + Unpin),
         buf: &mut BytesMut,
     ) -> Result<usize, Error> {
-        let read = fill(up, buf);
-        let read = match self.idle {
-            None => read.await,
-            Some(idle) => timeout(idle, read).await.map_err(|_| Error::IdleTimeout)?,
-        };
-        read.map_err(Error::ConnectionLost)
+        let read = async { fill(up, buf).await.map_err(Error::ConnectionLost) };
+        self.patience.wait(self.moved, read).await
     }
 
     /// Forwards the body's next bytes: small ones by way of `out`, behind what is there already.

@@ -97,3 +97,25 @@ async fn a_switch_in_the_middle_of_a_request_is_refused() {
     let end = exchange(&mut down, &mut up, &mut request, Patience::ENDLESS, forward).await;
     assert!(matches!(end, End::Broken { status: 101, .. }));
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_upload_that_moves_is_not_idle() {
+    let ((mut client, mut down), (mut server, up)) = (pair(1024), pair(1024));
+    let mut up = Upstream::new(up, false);
+    let mut request =
+        request(b"PUT / HTTP/1.1\r\nHost: w\r\nContent-Length: 9\r\n\r\n.", &mut down);
+    let patience = Patience { head_by: None, idle: Some(Duration::from_secs(5)) };
+    let upload = async {
+        for _ in 0..8 {
+            tokio::time::sleep(Duration::from_secs(4)).await;
+            client.write_all(b".").await.unwrap();
+        }
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        server.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\no").await.unwrap();
+        Instant::now()
+    };
+    let exchange = exchange(&mut down, &mut up, &mut request, patience, forward);
+    let (end, answered) = tokio::join!(exchange, upload);
+    assert!(matches!(end, End::Broken { status: 200, error: Error::IdleTimeout }));
+    assert_eq!((Instant::now() - answered).as_secs(), 5, "silence counts from the last byte");
+}

@@ -11,7 +11,8 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 
 use super::{
-    CONNECTION_WINDOW, HEADER_LIST, LocalExecutor, PENDING_RESETS, PING, PONG, STREAM_WINDOW,
+    CONNECTION_WINDOW, HEADER_LIST, LocalExecutor, PENDING_RESETS, PING, PONG, ResponseError,
+    STREAM_WINDOW,
 };
 use crate::error::Error;
 use crate::flood::{FLOOD, Guarded};
@@ -30,7 +31,7 @@ pub async fn serve<R, F, B>(
 ) where
     R: Fn(Request<Incoming>) -> F,
     F: Future<Output = Response<B>> + 'static,
-    B: Body<Data = Bytes, Error = hyper::Error> + 'static,
+    B: Body<Data = Bytes, Error = ResponseError> + 'static,
 {
     let service = service_fn(|request| {
         let response = respond(request);

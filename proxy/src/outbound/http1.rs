@@ -64,7 +64,7 @@ pub(super) async fn serve(mut down: Conn, worker: &Rc<Worker>, call: &Call) {
                 return refuse(down, worker, &Error::MalformedRequest(refusal), facts).await;
             }
         };
-        let answered = Cell::new(false);
+        let answered = Cell::new(None);
         let asked = Request { worker, call, port: &port, facts, started, answered };
         match asked.run(down, &mut request, (&head, &bytes), course).await {
             (Next::Request, Some(conn)) => down = conn,
@@ -165,8 +165,8 @@ struct Request<'a> {
     port: &'a ServicePort,
     facts: Facts,
     started: Instant,
-    /// The head of a final response has been written for the client.
-    answered: Cell<bool>,
+    /// Status of the final response whose head has been written for the client.
+    answered: Cell<Option<u16>>,
 }
 
 /// How a request ended, for the one place that records it.
@@ -194,14 +194,14 @@ impl Request<'_> {
             Step::Redirect(to) => Ok(self.redirect(&mut down, request, &to).await),
             Step::Refuse(error) => Err(error),
         };
-        let ended = match outcome {
-            Ok(ended) => ended,
+        let ended = match (outcome, self.answered.get()) {
+            (Ok(ended), _) => ended,
             // The time ran out in the middle of the response: the client must see that it is cut.
-            Err(error) if self.answered.get() => {
+            (Err(error), Some(status)) => {
                 down.io.reset_on_drop();
-                Ended { reason: Some(error.reason()), ..Ended::gone() }
+                Ended { status, reason: Some(error.reason()), ..Ended::gone() }
             }
-            Err(error) => self.fail(&mut down, request, &error).await,
+            (Err(error), None) => self.fail(&mut down, request, &error).await,
         };
         self.record(backend, head, &ended);
         match ended.tunnel {

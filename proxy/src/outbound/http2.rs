@@ -17,7 +17,8 @@ use super::{Call, InFlight, find_port, may_retry, outcome_of, pick};
 use crate::balance::Outcome;
 use crate::error::{Error, Reason};
 use crate::http2::{
-    self, Replay, ResponseBody, ResponseEnd, STREAMS, answer, clean, failure, is_grpc, prepare,
+    self, Limit, Limits, Moved, Replay, ResponseBody, ResponseEnd, STREAMS, answer, clean, failure,
+    is_grpc, prepare,
 };
 use crate::metrics::Direction;
 use crate::pool::streams::Lease;
@@ -66,6 +67,8 @@ struct Pending {
     path: Box<str>,
     status: u16,
     reason: Option<Reason>,
+    /// How long the rest of the response may take.
+    limits: Option<Limits>,
     started: Instant,
 }
 
@@ -112,15 +115,17 @@ async fn respond(
         path: request.uri().path().into(),
         status: 0,
         reason: None,
+        limits: None,
         started: Instant::now(),
     });
     let local = match send(&mut pending, request).await {
         Ok(Answered::Application(response)) => {
             pending.status = response.status().as_u16();
             let (head, body) = response.into_parts();
+            let limits = pending.limits.take();
             let body =
                 ResponseBody::upstream(body, &head.headers, Recorder(pending).into_closure());
-            return Response::from_parts(head, body);
+            return Response::from_parts(head, body.within(limits));
         }
         Ok(Answered::Rule(response)) => response,
         Err(error) => {
@@ -224,7 +229,10 @@ async fn attempts(
     let (head, body) = request.into_parts();
     let idempotent =
         is_idempotent(head.method.as_str()) || head.headers.contains_key("idempotency-key");
-    let replay = Replay::new(body);
+    // The built-in hour is for opaque connections; a request waits as long as its client.
+    let idle = backend.policy.source.as_ref().and(backend.policy.idle_timeout);
+    let idle = idle.map(|idle| (idle, Moved::new()));
+    let replay = Replay::new(body).watched(idle.as_ref().map(|(_, moved)| moved.clone()));
     let mut tried = Vec::new();
     backend.state.budget.request(worker.now());
     loop {
@@ -235,7 +243,7 @@ async fn attempts(
         let retries = u32::try_from(tried.len()).unwrap_or(u32::MAX);
         let begun = Instant::now();
         let request = Request::from_parts(head.clone(), replay.handle());
-        let attempt = attempt(&worker, backend, endpoint, request).await;
+        let attempt = attempt(&worker, backend, endpoint, request, idle.clone()).await;
         let attempted = Attempted { retries, idempotent, replayable: replay.is_replayable() };
         let (error, failure) = match attempt {
             Ok((response, lease)) => {
@@ -255,6 +263,11 @@ async fn attempts(
                     replay.settle();
                     pending.endpoint = Some(in_flight);
                     pending.lease = Some(lease);
+                    let policy = &backend.policy;
+                    let request = policy.request_timeout.map(|limit| pending.started + limit);
+                    let attempt = policy.attempt_timeout.map(|limit| begun + limit);
+                    let by = [(request, Limit::Request), (attempt, Limit::Attempt)];
+                    pending.limits = Some(Limits::new(by, idle));
                     return Ok(response);
                 }
                 tried.push(endpoint.state.id);
@@ -280,6 +293,7 @@ async fn attempt(
     backend: &Backend,
     endpoint: &Endpoint,
     request: Request<crate::http2::RequestBody>,
+    idle: Option<(Duration, Moved)>,
 ) -> Result<(Response<Incoming>, Lease), Error> {
     let policy = &backend.policy;
     let exchange = async {
@@ -288,12 +302,11 @@ async fn attempt(
         let response = lease.sender.send_request(request).await.map_err(failure)?;
         Ok((response, lease))
     };
-    let (mut response, lease) = match policy.per_try_timeout {
-        None => exchange.await?,
-        Some(limit) => timeout_at(Instant::now() + limit, exchange)
-            .await
-            .unwrap_or(Err(Error::PerTryTimeout))?,
-    };
+    if let Some((_, moved)) = &idle {
+        moved.touch();
+    }
+    let by = policy.head_timeout().map(|limit| Instant::now() + limit);
+    let (mut response, lease) = Limits::new([(by, Limit::Attempt)], idle).wait(exchange).await?;
     let headers = response.headers_mut();
     let mesh = endpoint.identity.is_some();
     if mesh && headers.contains_key(header::NOT_DELIVERED) {

@@ -12,7 +12,7 @@ use super::super::{InFlight, may_retry, outcome_of, pick};
 use super::{Ended, Next, Request};
 use crate::balance::Outcome;
 use crate::error::{Error, Reason};
-use crate::exchange::{Complete, End, Judgement, Outgoing, Patience, Upstream, exchange};
+use crate::exchange::{End, Judgement, Outgoing, Patience, Upstream, exchange};
 use crate::http1::{NewField, ResponseEdits, ResponseHead, write_response_head};
 use crate::pool;
 use crate::snapshot::{Backend, Endpoint};
@@ -78,7 +78,7 @@ impl Request<'_> {
         let begun = Instant::now();
         let policy = &backend.policy;
         let patience = Patience {
-            head_by: policy.per_try_timeout.map(|limit| begun + limit),
+            head_by: policy.head_timeout().map(|limit| begun + limit),
             // The built-in hour is for opaque connections; a request waits as long as its client.
             idle: policy.source.as_ref().and(policy.idle_timeout),
         };
@@ -108,74 +108,72 @@ impl Request<'_> {
                 .flatten();
             Judgement::Forward(self.write_response(head, buf, (mesh, backend), out))
         };
-        let end = exchange(down, &mut up, request, patience, judge).await;
-        match end {
-            End::Complete(complete) => Ok(self.completed(complete, reported, begun, up, endpoint)),
-            End::Switched { status } => {
-                let ended = Ended {
-                    status,
-                    reason: None,
-                    next: Next::Close,
-                    tunnel: Some((up, endpoint.clone())),
-                    endpoint: Some(endpoint.clone()),
+        let exchange = exchange(down, &mut up, request, patience, judge);
+        let end = match policy.attempt_timeout {
+            None => exchange.await,
+            Some(limit) => timeout_at(begun + limit, exchange)
+                .await
+                .unwrap_or(End::Failed(Error::PerTryTimeout)),
+        };
+        let tried = Try { begun, up, reused, endpoint, abandoned, reported };
+        self.conclude(down, end, tried)
+    }
+
+    /// What the end of an exchange means for the request and for its endpoint.
+    fn conclude(&self, down: &Conn, end: End, tried: Try<'_>) -> Result<(Ended, Outcome), Attempt> {
+        let Try { begun, up, reused, endpoint, abandoned, reported } = tried;
+        let end = match (end, self.answered.get()) {
+            // Late in the middle of the response.
+            (End::Failed(error), Some(status)) => End::Broken { status, error },
+            (end, _) => end,
+        };
+        let endpoint = Some(endpoint.clone());
+        let (ended, outcome) = match end {
+            End::Complete(complete) => {
+                let keep = complete.client_reusable && self.facts.keep_alive;
+                if let Some(endpoint) = &endpoint
+                    && complete.upstream_reusable
+                {
+                    self.worker.pool.put(endpoint, up);
+                }
+                let outcome = if complete.status >= 500 {
+                    Outcome::Failure
+                } else {
+                    Outcome::Success(complete.head_at - begun)
                 };
-                Ok((ended, Outcome::Success(begun.elapsed())))
+                let next = if keep { Next::Request } else { Next::Linger };
+                let (status, reason) = (complete.status, reported);
+                (Ended { status, reason, next, tunnel: None, endpoint }, outcome)
             }
-            End::Abandoned => Err(match abandoned {
-                Some(Failure::Status(status)) => Attempt::Status(status),
-                _ => Attempt::Error(Error::NotDelivered),
-            }),
+            End::Switched { status } => {
+                let tunnel = endpoint.clone().map(|endpoint| (up, endpoint));
+                let ended = Ended { status, reason: None, next: Next::Close, tunnel, endpoint };
+                (ended, Outcome::Success(begun.elapsed()))
+            }
+            End::Abandoned => {
+                return Err(match abandoned {
+                    Some(Failure::Status(status)) => Attempt::Status(status),
+                    _ => Attempt::Error(Error::NotDelivered),
+                });
+            }
             // A kept connection may have been closed by a plain server just as it was used again;
             // no byte of an answer came, and what is idempotent may be repeated (RFC 9112, 9.3.1).
-            End::Failed(Error::ConnectionLost(_)) if reused && !mesh && self.facts.idempotent => {
-                Err(Attempt::Error(Error::NotDelivered))
+            End::Failed(Error::ConnectionLost(_))
+                if reused && !up.mesh && self.facts.idempotent =>
+            {
+                return Err(Attempt::Error(Error::NotDelivered));
             }
-            End::Failed(error) => Err(Attempt::Error(error)),
-            End::Refused(refusal) => Err(Attempt::Error(Error::MalformedRequest(refusal))),
-            End::ClientGone => Ok((Ended::gone(), Outcome::Neutral)),
+            End::Failed(error) => return Err(Attempt::Error(error)),
+            End::Refused(refusal) => return Err(Attempt::Error(Error::MalformedRequest(refusal))),
+            End::ClientGone => (Ended::gone(), Outcome::Neutral),
             End::Broken { status, error } => {
                 down.io.reset_on_drop();
                 let reason = Some(error.reason());
-                let ended = Ended {
-                    status,
-                    reason,
-                    next: Next::Close,
-                    tunnel: None,
-                    endpoint: Some(endpoint.clone()),
-                };
-                Ok((ended, Outcome::Failure))
+                let ended = Ended { status, reason, next: Next::Close, tunnel: None, endpoint };
+                (ended, Outcome::Failure)
             }
-        }
-    }
-
-    fn completed(
-        &self,
-        complete: Complete,
-        reported: Option<Reason>,
-        begun: Instant,
-        up: Upstream,
-        endpoint: &Arc<Endpoint>,
-    ) -> (Ended, Outcome) {
-        let keep = complete.client_reusable && self.facts.keep_alive;
-        if complete.upstream_reusable {
-            self.worker.pool.put(endpoint, up);
-        }
-        let outcome = if complete.status >= 500 {
-            Outcome::Failure
-        } else {
-            Outcome::Success(complete.head_at - begun)
         };
-        let next = if keep { Next::Request } else { Next::Linger };
-        (
-            Ended {
-                status: complete.status,
-                reason: reported,
-                next,
-                tunnel: None,
-                endpoint: Some(endpoint.clone()),
-            },
-            outcome,
-        )
+        Ok((ended, outcome))
     }
 
     /// A connection for the request. To a plain server, what is not idempotent goes on a fresh one:
@@ -211,7 +209,9 @@ impl Request<'_> {
         (mesh, backend): (bool, &Backend),
         out: &mut BytesMut,
     ) -> crate::http1::Delivery {
-        self.answered.set(self.answered.get() || !head.is_interim());
+        if !head.is_interim() {
+            self.answered.set(Some(head.status()));
+        }
         // What the inbound proxy says of itself is passed on; what an application says is not.
         let mut said = [const { None }; 2];
         if mesh {
@@ -237,4 +237,17 @@ impl Request<'_> {
 enum Attempt {
     Error(Error),
     Status(u16),
+}
+
+/// An attempt of which the exchange is over.
+struct Try<'e> {
+    begun: Instant,
+    up: Upstream,
+    /// The connection had carried another request before.
+    reused: bool,
+    endpoint: &'e Arc<Endpoint>,
+    /// Why the answer was not forwarded.
+    abandoned: Option<Failure>,
+    /// What the inbound proxy said of itself.
+    reported: Option<Reason>,
 }
