@@ -10,6 +10,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::crd::{AuthorizationPolicy, Mesh, MeshTLSPolicy, TrafficPolicy, TrafficSplit};
+use crate::gateway::{self, GRPCRoute, HTTPRoute};
 
 /// Declares the kinds once: name, `apiVersion`, whether it lives in a namespace.
 macro_rules! kinds {
@@ -74,6 +75,8 @@ kinds! {
     Pod, "v1", Namespaced;
     Deployment, "apps/v1", Namespaced;
     EndpointSlice, "discovery.k8s.io/v1", Namespaced;
+    HTTPRoute, gateway::API_VERSION, Namespaced;
+    GRPCRoute, gateway::API_VERSION, Namespaced;
     TrafficSplit, API_VERSION, Namespaced;
     TrafficPolicy, API_VERSION, Namespaced;
     AuthorizationPolicy, API_VERSION, Namespaced;
@@ -85,6 +88,12 @@ impl Kind {
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|kind| kind.as_str() == text)
+    }
+
+    /// True for the kinds of the Gateway API.
+    #[must_use]
+    pub fn is_route(self) -> bool {
+        matches!(self, Self::HTTPRoute | Self::GRPCRoute)
     }
 
     /// True for the kinds that this project defines.

@@ -2,6 +2,7 @@
 //! it answers objects or errors; it opens no file and knows no cluster.
 
 pub mod crd;
+pub mod gateway;
 pub mod inject;
 pub mod kinds;
 pub mod path;

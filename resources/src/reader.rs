@@ -12,10 +12,12 @@ use heddle_api::names::API_VERSION;
 use serde::de::DeserializeOwned;
 
 use crate::crd::{AuthorizationPolicy, Mesh, MeshTLSPolicy};
+use crate::gateway;
 use crate::kinds::{Kind, Object, ObjectKey};
 use crate::path::{Path, Segment};
 use crate::validate;
 
+pub(crate) use self::explain::ignored;
 use self::node::Node;
 
 mod explain;
@@ -155,6 +157,8 @@ impl Reader<'_> {
             Kind::Pod => self.typed(&head, Object::Pod),
             Kind::Deployment => self.typed(&head, Object::Deployment),
             Kind::EndpointSlice => self.typed(&head, Object::EndpointSlice),
+            Kind::HTTPRoute => self.typed(&head, Object::HTTPRoute),
+            Kind::GRPCRoute => self.typed(&head, Object::GRPCRoute),
             Kind::TrafficSplit => self.typed(&head, Object::TrafficSplit),
             Kind::TrafficPolicy => self.typed(&head, Object::TrafficPolicy),
             Kind::AuthorizationPolicy => self.typed(&head, Object::AuthorizationPolicy),
@@ -206,15 +210,19 @@ impl Reader<'_> {
         head: &Head<'_>,
         wrap: fn(Arc<T>) -> Object,
     ) -> Option<Object> {
-        let is_ours = head.node.field("apiVersion").and_then(Node::as_str) == Some(API_VERSION);
-        let value = head.node.to_json(is_ours);
+        let api_version = head.node.field("apiVersion").and_then(Node::as_str);
+        let is_route = api_version == Some(gateway::API_VERSION);
+        let value = head.node.to_json(api_version == Some(API_VERSION));
         let mut unknown = Vec::new();
         let mut ignored = |path: serde_ignored::Path<'_>| unknown.push(explain::ignored(&path));
         let deserializer = serde_ignored::Deserializer::new(value, &mut ignored);
         let typed = serde_path_to_error::deserialize::<_, T>(deserializer);
         for path in unknown {
             // `status` belongs to whoever writes it; ours is tolerated unread.
-            if path.segments().first() != Some(&Segment::Field("status".to_owned())) {
+            let is_status = path.segments().first() == Some(&Segment::Field("status".to_owned()));
+            // What a route may say and we do not do is reported in its status, in every source alike.
+            let is_reported = is_route && gateway::is_known_to_gateway_api(&path);
+            if !is_status && !is_reported {
                 self.refuse(head, &path, "no such field; remove it, or look at its spelling");
             }
         }

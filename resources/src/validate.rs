@@ -11,6 +11,7 @@ use heddle_api::identity::{is_label, is_subdomain};
 
 use crate::crd::schema::{DurationRange, MAX_SELECTOR};
 use crate::crd::{Duration, Selector};
+use crate::gateway::{self, AnyRoute, Degree};
 use crate::kinds::{Kind, Object};
 use crate::path::Path;
 
@@ -39,6 +40,8 @@ pub fn validate(object: &Object) -> Vec<Finding> {
         Object::Service(service) => kubernetes::service(&mut check, service),
         Object::Pod(pod) => kubernetes::pod(&mut check, pod),
         Object::EndpointSlice(slice) => kubernetes::endpoint_slice(&mut check, slice),
+        Object::HTTPRoute(route) => check.route(&route.view()),
+        Object::GRPCRoute(route) => check.route(&route.view()),
         Object::TrafficSplit(split) => traffic::split(&mut check, &spec, &split.spec),
         Object::TrafficPolicy(policy) => traffic::policy(&mut check, &spec, &policy.spec),
         Object::AuthorizationPolicy(policy) => {
@@ -68,6 +71,14 @@ impl Check {
     fn refuse_unless(&mut self, holds: bool, path: &Path, value: impl Display, message: &str) {
         if !holds {
             self.refuse(path, value, message);
+        }
+    }
+
+    /// What the Gateway API refuses. What only we do not do is for the route's status to say.
+    fn route(&mut self, route: &AnyRoute<'_>) {
+        let problems = gateway::problems(route).into_iter();
+        for problem in problems.filter(|problem| problem.degree == Degree::Invalid) {
+            self.refuse(&problem.path, "", problem.message);
         }
     }
 

@@ -3,7 +3,7 @@
 use crate::path::{Path, Segment};
 
 /// The field serde passed over.
-pub(super) fn ignored(path: &serde_ignored::Path<'_>) -> Path {
+pub(crate) fn ignored(path: &serde_ignored::Path<'_>) -> Path {
     fn push(path: &serde_ignored::Path<'_>, segments: &mut Vec<Segment>) {
         match path {
             serde_ignored::Path::Root => {}

@@ -57,6 +57,8 @@ pub(super) fn stand_in(kind: Kind, node: &Node, object: Option<&Object>) -> Opti
         | Kind::Pod
         | Kind::Deployment
         | Kind::EndpointSlice
+        | Kind::HTTPRoute
+        | Kind::GRPCRoute
         | Kind::TrafficSplit
         | Kind::TrafficPolicy => return None,
     };

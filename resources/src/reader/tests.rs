@@ -42,6 +42,21 @@ addressType: IPv4
 endpoints: [{ addresses: [10.0.0.1], conditions: { ready: true } }]
 ports: [{ name: http, port: 8080 }]
 ---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: { name: web, namespace: shop }
+spec:
+  parentRefs: [{ group: "", kind: Service, name: web }]
+  rules: [{ backendRefs: [{ name: web-v2, port: 80 }] }]
+status: { parents: [] }
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: GRPCRoute
+metadata: { name: cart, namespace: shop }
+spec:
+  parentRefs: [{ group: "", kind: Service, name: cart }]
+  rules: [{ backendRefs: [{ name: cart-v2, port: 80 }] }]
+---
 apiVersion: heddle.io/v1alpha1
 kind: TrafficSplit
 metadata: { name: web, namespace: shop }
