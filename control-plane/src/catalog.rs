@@ -5,6 +5,7 @@
 //! what it holds: a new state is a new catalog.
 
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -22,8 +23,21 @@ use self::state::{Known, RouteStatus};
 pub(crate) mod shards;
 pub mod state;
 
-/// What every proxy must understand to use the resources compiled today.
-const MIN_LEVEL: u32 = 1;
+/// What a proxy must understand to use the resources of a kind.
+fn min_level(kind: ResourceType) -> u32 {
+    match kind {
+        ResourceType::Route => 2,
+        ResourceType::Unspecified
+        | ResourceType::Mesh
+        | ResourceType::TrustBundle
+        | ResourceType::InboundPolicy
+        | ResourceType::Address
+        | ResourceType::Service
+        | ResourceType::Endpoints
+        | ResourceType::Split
+        | ResourceType::Policy => 1,
+    }
+}
 
 /// Names one resource.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -69,7 +83,8 @@ impl Encoded {
     pub(crate) fn new(key: Key, version: Version, message: &impl Message) -> Self {
         let body = Bytes::from(message.encode_to_vec());
         let sources = Box::default();
-        Self { key, version, hash: hash(&body), min_level: MIN_LEVEL, body, sources }
+        let (hash, min_level) = (hash(&body), min_level(key.kind));
+        Self { key, version, hash, min_level, body, sources }
     }
 }
 
@@ -118,6 +133,8 @@ pub struct Catalog {
     pub(crate) pods: Shards<Arc<str>, Arc<PodIdentity>>,
     /// By "<namespace>/<service>": where its callers are sent instead.
     pub(crate) splits: Shards<Arc<str>, Arc<[BackendRef]>>,
+    /// By "<namespace>/<service>": its Routes by name, and what each sends requests to.
+    pub(crate) routed: Shards<Arc<str>, Arc<Routed>>,
     pub(crate) issues: Arc<[Issue]>,
     /// Every object of a kind that has a status, but routes.
     pub(crate) objects: Shards<ObjectKey, Known>,
@@ -152,6 +169,12 @@ pub(crate) struct PodAddress {
     pub(crate) headless: Vec<(u16, v1::Protocol, Arc<str>)>,
 }
 
+/// The Routes of one Service: for each, by name, the Services and ports it sends requests to.
+pub(crate) type Routed = BTreeMap<Arc<str>, Vec<ServicePortRef>>;
+
+/// "<namespace>/<service>", and one of its ports.
+pub(crate) type ServicePortRef = (Arc<str>, u16);
+
 /// One backend of a split, as far as its closure is concerned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct BackendRef {
@@ -174,6 +197,7 @@ impl Catalog {
             addresses: Shards::default(),
             pods: Shards::default(),
             splits: Shards::default(),
+            routed: Shards::default(),
             issues: Arc::new([]),
             objects: Shards::default(),
             routes: Shards::default(),
@@ -198,9 +222,10 @@ impl Catalog {
     }
 
     /// The Address resource and everything it refers to, in the order a reader wants it: what is
-    /// referred to before what refers. Each resource once.
+    /// referred to before what refers. Each resource once. Of a Service's Routes it is the one that
+    /// callers of `namespace` follow.
     #[must_use]
-    pub fn closure(&self, address: SocketAddr) -> Vec<Arc<Encoded>> {
+    pub fn closure(&self, address: SocketAddr, namespace: &str) -> Vec<Arc<Encoded>> {
         // IPv4 written as IPv6 is still the IPv4 address.
         let address = SocketAddr::new(address.ip().to_canonical(), address.port());
         let mut all = Vec::with_capacity(4);
@@ -210,7 +235,7 @@ impl Catalog {
                 let Some((_, encoded)) = port else {
                     return vec![self.unknown(address)];
                 };
-                self.push_service(&mut all, &owner.service, address.port());
+                self.push_service(&mut all, &owner.service, address.port(), namespace);
                 all.push(encoded.clone());
             }
             Some(Owner::Pod(owner)) => {
@@ -260,13 +285,39 @@ impl Catalog {
         self.resources.values()
     }
 
-    fn push_service(&self, all: &mut Vec<Arc<Encoded>>, service: &Arc<str>, port: u16) {
+    fn push_service(
+        &self,
+        all: &mut Vec<Arc<Encoded>>,
+        service: &Arc<str>,
+        port: u16,
+        namespace: &str,
+    ) {
         self.push_destination(all, service, port);
+        if let Some((name, backends)) = self.route(service, port, namespace) {
+            for (service, port) in backends {
+                self.push_destination(all, service, *port);
+            }
+            // In the place of the Split.
+            return self.push(all, ResourceType::Route, name.clone());
+        }
         let Some(backends) = self.splits.get(service) else { return };
         for backend in backends.iter() {
             self.push_destination(all, &backend.service, backend.port(port));
         }
         self.push(all, ResourceType::Split, service.clone());
+    }
+
+    /// The Route that callers of `namespace` follow: their own, else everybody's.
+    fn route(
+        &self,
+        service: &Arc<str>,
+        port: u16,
+        namespace: &str,
+    ) -> Option<(&Arc<str>, &Vec<ServicePortRef>)> {
+        let routed = self.routed.get(service)?;
+        let everybodys = route_name(service, port, None);
+        let theirs = route_name(service, port, Some(namespace));
+        routed.get_key_value(&*theirs).or_else(|| routed.get_key_value(&*everybodys))
     }
 
     fn push_destination(&self, all: &mut Vec<Arc<Encoded>>, service: &Arc<str>, port: u16) {
@@ -306,6 +357,14 @@ impl PodAddress {
         );
         let pod = v1::PodPort { endpoint: Some(endpoint), protocol: protocol.into(), service };
         encode_address(address, self.version, v1::address::Kind::Pod(pod))
+    }
+}
+
+/// The name of a Route: of every caller, or in its place of those of one namespace.
+pub(crate) fn route_name(service: &str, port: u16, callers: Option<&str>) -> String {
+    match callers {
+        None => format!("{service}:{port}"),
+        Some(namespace) => format!("{service}:{port}@{namespace}"),
     }
 }
 

@@ -22,6 +22,7 @@ mod address;
 mod endpoints;
 mod inbound;
 mod policy;
+mod route;
 mod service;
 mod split;
 
@@ -43,6 +44,7 @@ enum Unit {
     Split(Id),
     Policy(Id),
     Authorization(Id),
+    Route(ObjectKey),
     Pod(Id),
     Address(IpAddr),
 }
@@ -103,6 +105,7 @@ impl Compiler {
         for id in &changed.services {
             draft.compile_service(id);
         }
+        draft.compile_routes(&changed.routes, &changed.objects);
         for id in &changed.splits {
             draft.compile_split(id);
         }
@@ -118,7 +121,7 @@ impl Compiler {
         for ip in &changed.addresses {
             draft.compile_address(*ip);
         }
-        for key in &changed.objects {
+        for key in changed.objects.iter().filter(|key| key.kind.is_ours()) {
             draft.know(key);
         }
         self.catalog = draft.finish()?;

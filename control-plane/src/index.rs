@@ -19,6 +19,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use crate::catalog::Issue;
 
 pub(crate) mod facts;
+pub(crate) mod routes;
 
 /// Names an object within its kind: "<namespace>/<name>", as on the wire.
 pub(crate) type Id = Arc<str>;
@@ -65,6 +66,8 @@ pub struct Changed {
     /// Services whose policy may be another.
     pub(crate) policies: BTreeSet<Id>,
     pub(crate) authorizations: BTreeSet<Id>,
+    /// Services whose Routes may be others.
+    pub(crate) routes: BTreeSet<Id>,
     /// Objects of kinds that have a status, changed themselves.
     pub(crate) objects: BTreeSet<ObjectKey>,
 }
@@ -79,6 +82,7 @@ impl Changed {
         self.splits.extend(other.splits);
         self.policies.extend(other.policies);
         self.authorizations.extend(other.authorizations);
+        self.routes.extend(other.routes);
         self.objects.extend(other.objects);
     }
 }
@@ -95,6 +99,12 @@ pub struct Index {
     splits_of: Links<Id>,
     splits_to: Links<Id>,
     policies_of: Links<Id>,
+    /// Routes by the Services that are their parents.
+    routes_of: Links<Id, ObjectKey>,
+    /// Routes by the Services they send requests to.
+    routes_to: Links<Id, ObjectKey>,
+    /// Routes by the TrafficSplits they send requests to.
+    routes_to_split: Links<Id, ObjectKey>,
 }
 
 impl Index {
@@ -124,7 +134,7 @@ impl Index {
         if old == new {
             return;
         }
-        if key.kind.is_ours() {
+        if key.kind.is_ours() || key.kind.is_route() {
             changed.objects.insert(key.clone());
         }
         if let (Some(Object::EndpointSlice(old)), Some(Object::EndpointSlice(new))) = (&old, &new)
@@ -176,6 +186,7 @@ impl Index {
                     self.splits_to.set(backend, id, present);
                 }
             }
+            Object::HTTPRoute(_) | Object::GRPCRoute(_) => self.link_route(object, present),
             Object::TrafficPolicy(policy) => {
                 self.policies_of.set(facts::policy_target(policy), id, present);
             }
@@ -214,7 +225,9 @@ impl Index {
             }
             Object::TrafficSplit(split) => {
                 changed.splits.insert(facts::split_target(split));
+                self.mark_parents(self.routes_to_split.of(id), changed);
             }
+            Object::HTTPRoute(_) | Object::GRPCRoute(_) => self.mark_route(object, changed),
             Object::TrafficPolicy(policy) => {
                 changed.policies.insert(facts::policy_target(policy));
             }
@@ -254,9 +267,10 @@ impl Index {
         }
         // A split says what is wrong with its backends: that they do not exist, or are split too.
         let backends = changed.services.iter().chain(&changed.splits);
-        let to = backends.flat_map(|service| self.splits_to.of(service));
-        let to: Vec<_> = to.filter_map(|id| self.split(id)).map(facts::split_target).collect();
-        changed.splits.extend(to);
+        let to: BTreeSet<_> =
+            backends.flat_map(|service| self.splits_to.of(service)).cloned().collect();
+        changed.splits.extend(to.iter().filter_map(|id| self.split(id)).map(facts::split_target));
+        self.complete_routes(&to, changed);
         for service in &changed.services {
             if self.splits_of.of(service).next().is_some() {
                 changed.splits.insert(service.clone());
@@ -355,16 +369,16 @@ lookups! {
 
 /// From a key to the objects that speak of it.
 #[derive(Debug)]
-struct Links<K>(HashMap<K, BTreeSet<Id>>);
+struct Links<K, V = Id>(HashMap<K, BTreeSet<V>>);
 
-impl<K> Default for Links<K> {
+impl<K, V> Default for Links<K, V> {
     fn default() -> Self {
         Self(HashMap::new())
     }
 }
 
-impl<K: std::hash::Hash + Eq> Links<K> {
-    fn set(&mut self, key: K, id: &Id, present: bool) {
+impl<K: std::hash::Hash + Eq, V: Ord + Clone> Links<K, V> {
+    fn set(&mut self, key: K, id: &V, present: bool) {
         if present {
             self.0.entry(key).or_default().insert(id.clone());
         } else if let Some(ids) = self.0.get_mut(&key) {
@@ -376,7 +390,7 @@ impl<K: std::hash::Hash + Eq> Links<K> {
         }
     }
 
-    fn of<'a>(&'a self, key: &K) -> impl Iterator<Item = &'a Id> + use<'a, K> {
+    fn of<'a>(&'a self, key: &K) -> impl Iterator<Item = &'a V> + use<'a, K, V> {
         self.0.get(key).into_iter().flatten()
     }
 

@@ -130,7 +130,7 @@ mod tests {
         catalog.changed().await.unwrap();
         let second = catalog.borrow_and_update().clone().unwrap();
         assert_eq!(second.version(), Version { epoch: 3, number: 6 });
-        let closure = second.closure("10.96.0.1:80".parse().unwrap());
+        let closure = second.closure("10.96.0.1:80".parse().unwrap(), "shop");
         let names: Vec<_> = closure.iter().map(|one| &*one.key.name).collect();
         assert!(names.contains(&"shop/c:80") && !names.contains(&"shop/b:80"), "{names:?}");
         assert_eq!(second.issues().len(), 1, "the backend that is gone");

@@ -305,11 +305,10 @@ impl Object {
     /// The object as a route, if it is one.
     #[must_use]
     pub fn as_route(&self) -> Option<AnyRoute<'_>> {
-        match self {
-            Self::HTTPRoute(route) => Some(route.view()),
-            Self::GRPCRoute(route) => Some(route.view()),
-            _ => None,
+        if let Self::HTTPRoute(route) = self {
+            return Some(route.view());
         }
+        if let Self::GRPCRoute(route) = self { Some(route.view()) } else { None }
     }
 }
 

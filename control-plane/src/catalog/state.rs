@@ -140,6 +140,15 @@ impl Condition {
     }
 }
 
+impl Condition {
+    /// Rules of a route are left out, as the message says.
+    pub(crate) fn partially_invalid(mut message: String) -> Self {
+        message.truncate(message.floor_char_boundary(MESSAGE_LIMIT));
+        let reason = Reason::UnsupportedValue.as_str();
+        Self { r#type: ConditionType::PartiallyInvalid, status: true, reason, message }
+    }
+}
+
 /// `path: message`, one after the other, as many as fit.
 fn message<'a>(issues: impl Iterator<Item = &'a Issue>) -> String {
     let mut text = String::new();

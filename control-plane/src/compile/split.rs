@@ -42,6 +42,7 @@ impl Draft<'_> {
         for (at, backend) in split.spec.backends.iter().enumerate() {
             self.check_backend(id, split, at, backend, &mut issues);
         }
+        issues.extend(self.check_routes(service, id));
         self.report(Unit::Split(service.clone()), issues);
 
         let backends = split.spec.backends.iter().map(|one| self.backend(split, one)).collect();
@@ -54,6 +55,25 @@ impl Draft<'_> {
             self.version();
             self.catalog.splits.insert(service.clone(), refs);
         }
+    }
+
+    /// Where routes decide, the split does not, unless it is a backend of one.
+    fn check_routes(&self, service: &Id, id: &Id) -> Option<Issue> {
+        let index = self.index;
+        let (routed, is_used) = self.routed_ports(service, id);
+        let first = routed.values().next().filter(|_| !is_used)?.clone();
+        let ports = index.service(service).into_iter().flat_map(facts::tcp_ports);
+        let left = ports.filter(|(port, _)| !routed.contains_key(port)).count();
+        let routed: Vec<_> = routed.keys().map(ToString::to_string).collect();
+        let (reason, of) = match left {
+            0 => (Reason::Conflicted, String::new()),
+            _ => (Reason::NoEffect, format!(" on port {}", routed.join(", "))),
+        };
+        let message = format!(
+            "has no effect{of}: {first} decides there; make the split one of its backendRefs \
+             (group heddle.io, kind TrafficSplit), or delete one of the two"
+        );
+        Some(issue(index, Kind::TrafficSplit, id, reason, "spec.service", message))
     }
 
     /// A backend that does not exist keeps its share, which answers 503: handing it to the others
@@ -116,7 +136,7 @@ impl Draft<'_> {
     }
 
     /// The pods of the Service's endpoints that carry the backend's labels.
-    fn subset(&self, service: &Id, backend: &Backend) -> BTreeSet<Id> {
+    pub(super) fn subset(&self, service: &Id, backend: &Backend) -> BTreeSet<Id> {
         let Some(selector) = &backend.selector else { return BTreeSet::new() };
         let ips = self.index.slices(service).flat_map(|(_, slice)| facts::slice_ips(slice));
         let pods = ips.filter_map(|ip| self.owner(ip));

@@ -9,6 +9,7 @@ use super::*;
 use crate::catalog::Subscriber;
 use crate::index::tests::{World, objects, ours, pod, service, slice};
 
+mod routes;
 mod states;
 
 fn endpoints(world: &World, name: &str) -> Vec<v1::Endpoint> {
@@ -21,14 +22,14 @@ fn inbound(world: &World, pod: &str) -> v1::InboundPolicy {
 
 fn address(world: &World, address: &str) -> AddressKind {
     let address: SocketAddr = address.parse().unwrap();
-    let closure = world.catalog.closure(address);
+    let closure = world.catalog.closure(address, "shop");
     let last = closure.last().unwrap();
     assert_eq!(&*last.key.name, address.to_string());
     <v1::Address as Message>::decode(last.body.clone()).unwrap().kind.unwrap()
 }
 
 fn closure(world: &World, address: &str) -> Vec<String> {
-    let closure = world.catalog.closure(address.parse().unwrap());
+    let closure = world.catalog.closure(address.parse().unwrap(), "shop");
     closure.iter().map(|one| format!("{} {}", one.key.kind.as_str_name(), one.key.name)).collect()
 }
 
@@ -319,7 +320,8 @@ fn closures_hold_everything_an_address_refers_to() {
 #[test]
 fn unknown_addresses_have_the_catalog_s_version_and_one_hash() {
     let mut world = World::of(&web());
-    let ask = |world: &World| world.catalog.closure("192.0.2.1:80".parse().unwrap())[0].clone();
+    let ask =
+        |world: &World| world.catalog.closure("192.0.2.1:80".parse().unwrap(), "shop")[0].clone();
     let before = ask(&world);
     assert_eq!(before.version, world.catalog.version());
     world.apply(&service("more", "10.96.0.9"));
@@ -693,7 +695,8 @@ fn only_what_changed_has_a_new_version() {
     ] {
         assert_eq!(version(&world, kind, name), before, "{name}");
     }
-    let address = |catalog: &Catalog, to: &str| catalog.closure(to.parse().unwrap()).pop().unwrap();
+    let address =
+        |catalog: &Catalog, to: &str| catalog.closure(to.parse().unwrap(), "shop").pop().unwrap();
     for to in ["10.96.0.1:80", "10.0.0.1:8080"] {
         assert_eq!(address(&world.catalog, to).version, before, "{to}");
         assert_eq!(address(&world.catalog, to), address(&old, to));

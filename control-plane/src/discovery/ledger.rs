@@ -64,7 +64,9 @@ pub(crate) fn wanted(
     subscriptions: &BTreeSet<SocketAddr>,
 ) -> Vec<Arc<Encoded>> {
     let mut seen: HashSet<Key> = HashSet::new();
-    let closures = subscriptions.iter().flat_map(|address| served.catalog.closure(*address));
+    let closures = subscriptions.iter();
+    let closures =
+        closures.flat_map(|address| served.catalog.closure(*address, subscriber.namespace));
     served
         .always(subscriber)
         .into_iter()

@@ -79,6 +79,8 @@ impl World {
         let mut splits: Vec<_> =
             self.catalog.splits.values().map(|split| format!("{split:?}")).collect();
         splits.sort();
+        let mut routed: Vec<_> = self.catalog.routed.iter().map(|one| format!("{one:?}")).collect();
+        routed.sort();
         (
             resources,
             owners,
@@ -86,6 +88,8 @@ impl World {
             splits,
             self.catalog.issues().to_vec(),
             self.catalog.object_states(),
+            self.catalog.route_statuses(),
+            routed,
         )
     }
 }
@@ -149,6 +153,38 @@ static STATES: LazyLock<Vec<Vec<Located>>> = LazyLock::new(|| {
 });
 
 fn states() -> Vec<Vec<String>> {
+    [policies_and_what_they_speak_of(), routes()].concat()
+}
+
+fn routes() -> Vec<Vec<String>> {
+    let route = |kind: &str, namespace, name, port: &str, rules: &str| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: {kind}\n\
+             metadata: {{ name: {name}, namespace: {namespace} }}\n\
+             spec: {{ parentRefs: [{{ group: \"\", kind: Service, name: web, namespace: shop{port} }}], rules: [{rules}] }}\n---\n"
+        )
+    };
+    let to = |name| format!("{{ backendRefs: [{{ name: {name}, namespace: shop, port: 80 }}] }}");
+    let to_split =
+        "{ backendRefs: [{ group: heddle.io, kind: TrafficSplit, name: s1, namespace: shop }] }";
+    vec![
+        vec![
+            route("HTTPRoute", "shop", "r1", "", &to("a")),
+            route("HTTPRoute", "shop", "r1", "", to_split),
+            route("HTTPRoute", "shop", "r1", ", port: 80", "{ retry: {} }"),
+        ],
+        vec![
+            route("HTTPRoute", "blog", "r2", "", to_split),
+            route("HTTPRoute", "blog", "r2", ", port: 81", &to("web")),
+        ],
+        vec![
+            route("GRPCRoute", "shop", "r3", "", &to("gone")),
+            route("GRPCRoute", "shop", "r3", "", to_split).replace("name: web, ", "name: a, "),
+        ],
+    ]
+}
+
+fn policies_and_what_they_speak_of() -> Vec<Vec<String>> {
     let split = |name, service: &str, a, b| {
         let first = if service == "a" { "gone" } else { "a" };
         let spec = format!(

@@ -70,166 +70,173 @@ fn spoilt(good: &str, from: &str, to: &str) -> Vec<String> {
     all
 }
 
+const REDIRECT: &str =
+    "filters: [{ type: RequestRedirect, requestRedirect: { scheme: https, statusCode: 301 } }]";
+
+/// A good route, what is replaced in it by what, and what is said of that.
+const UNDONE: &[(&str, &str, &str, &str)] = &[
+    (
+        GOOD,
+        "    - name: api",
+        "    - retry: { attempts: 2 }\n      name: api",
+        "rule 0 spec.rules[0].retry: is not supported; remove it, and write a TrafficPolicy",
+    ),
+    (
+        GOOD,
+        "    - name: api",
+        "    - sessionPersistence: { type: Cookie }\n      name: api",
+        "rule 0 spec.rules[0].sessionPersistence: is not",
+    ),
+    (
+        GOOD,
+        REDIRECT,
+        "filters: [{ type: RequestMirror, requestMirror: { backendRef: { name: x, port: 1 } } }]",
+        "rule 1 spec.rules[1].filters[0].requestMirror: mirroring",
+    ),
+    (
+        GOOD,
+        REDIRECT,
+        "filters: [{ type: RequestMirror, requestMirror: { backendRef: { name: x, port: 1 } } }]",
+        "rule 1 spec.rules[1].filters[0].type: is not supported; write one of RequestHeaderModifier",
+    ),
+    (
+        GOOD,
+        REDIRECT,
+        "filters: [{ type: CORS, cors: {} }]",
+        "rule 1 spec.rules[1].filters[0].cors: is not",
+    ),
+    (
+        GOOD,
+        REDIRECT,
+        "filters: [{ type: ExtensionRef, extensionRef: { group: a, kind: B, name: c } }]",
+        "filters[0].extensionRef: there are no",
+    ),
+    (
+        GOOD,
+        REDIRECT,
+        "filters: [{ type: ExternalAuth, externalAuth: { protocol: HTTP } }]",
+        "filters[0].externalAuth: is not",
+    ),
+    (
+        GOOD,
+        "type: PathPrefix",
+        "type: RegularExpression",
+        "rule 0 spec.rules[0].matches[0].path.type: regular",
+    ),
+    (
+        GOOD,
+        "{ name: x, value: y }",
+        "{ name: x, value: y, type: RegularExpression }",
+        "matches[0].headers[0].type: only Exact",
+    ),
+    (
+        GOOD,
+        "{ name: q, value: \"1\" }",
+        "{ name: q, value: \"1\", type: RegularExpression }",
+        "matches[0].queryParams[0].type: only Exact",
+    ),
+    (
+        GOOD,
+        "  parentRefs",
+        "  useDefaultGateways: All\n  parentRefs",
+        "route spec.useDefaultGateways: is for Gateways",
+    ),
+    (
+        GRPC,
+        "service: shop.Cart, ",
+        "",
+        "rule 0 spec.rules[0].matches[0].method.service: is required",
+    ),
+    (GRPC, "method: Add", "method: Add, type: RegularExpression", "method.type: only Exact"),
+    (
+        GRPC,
+        "      backendRefs",
+        "      timeouts: { request: 1s }\n      backendRefs",
+        "rule 0 spec.rules[0].timeouts: is not a field of a GRPCRoute",
+    ),
+];
+
 #[test]
 fn what_we_do_not_do_is_told_with_what_to_write_instead() {
-    let redirect =
-        "filters: [{ type: RequestRedirect, requestRedirect: { scheme: https, statusCode: 301 } }]";
-    for (good, from, to, want) in [
-        (
-            GOOD,
-            "    - name: api",
-            "    - retry: { attempts: 2 }\n      name: api",
-            "rule 0 spec.rules[0].retry: is not supported; remove it, and write a TrafficPolicy",
-        ),
-        (
-            GOOD,
-            "    - name: api",
-            "    - sessionPersistence: { type: Cookie }\n      name: api",
-            "rule 0 spec.rules[0].sessionPersistence: is not",
-        ),
-        (
-            GOOD,
-            redirect,
-            "filters: [{ type: RequestMirror, requestMirror: { backendRef: { name: x, port: 1 } } }]",
-            "rule 1 spec.rules[1].filters[0].requestMirror: mirroring",
-        ),
-        (
-            GOOD,
-            redirect,
-            "filters: [{ type: RequestMirror, requestMirror: { backendRef: { name: x, port: 1 } } }]",
-            "rule 1 spec.rules[1].filters[0].type: is not supported; write one of RequestHeaderModifier",
-        ),
-        (
-            GOOD,
-            redirect,
-            "filters: [{ type: CORS, cors: {} }]",
-            "rule 1 spec.rules[1].filters[0].cors: is not",
-        ),
-        (
-            GOOD,
-            redirect,
-            "filters: [{ type: ExtensionRef, extensionRef: { group: a, kind: B, name: c } }]",
-            "filters[0].extensionRef: there are no",
-        ),
-        (
-            GOOD,
-            redirect,
-            "filters: [{ type: ExternalAuth, externalAuth: { protocol: HTTP } }]",
-            "filters[0].externalAuth: is not",
-        ),
-        (
-            GOOD,
-            "type: PathPrefix",
-            "type: RegularExpression",
-            "rule 0 spec.rules[0].matches[0].path.type: regular",
-        ),
-        (
-            GOOD,
-            "{ name: x, value: y }",
-            "{ name: x, value: y, type: RegularExpression }",
-            "matches[0].headers[0].type: only Exact",
-        ),
-        (
-            GOOD,
-            "{ name: q, value: \"1\" }",
-            "{ name: q, value: \"1\", type: RegularExpression }",
-            "matches[0].queryParams[0].type: only Exact",
-        ),
-        (
-            GOOD,
-            "  parentRefs",
-            "  useDefaultGateways: All\n  parentRefs",
-            "route spec.useDefaultGateways: is for Gateways",
-        ),
-        (
-            GRPC,
-            "service: shop.Cart, ",
-            "",
-            "rule 0 spec.rules[0].matches[0].method.service: is required",
-        ),
-        (GRPC, "method: Add", "method: Add, type: RegularExpression", "method.type: only Exact"),
-        (
-            GRPC,
-            "      backendRefs",
-            "      timeouts: { request: 1s }\n      backendRefs",
-            "rule 0 spec.rules[0].timeouts: is not a field of a GRPCRoute",
-        ),
-    ] {
+    for (good, from, to, want) in UNDONE {
         let said = spoilt(good, from, to);
         assert!(said.iter().any(|one| one.contains(want)), "{to}\n wanted {want}\n said {said:#?}");
         assert!(!said.iter().any(|one| one.starts_with("refused")), "{to}: {said:#?}");
     }
 }
 
+/// As [`UNDONE`], of what the API server would refuse.
+const REFUSED: &[(&str, &str, &str, &str)] = &[
+    (GOOD, "name: api", "nmae: api", "refused spec.rules[0].nmae: no such field"),
+    (
+        GOOD,
+        "port: 80 }]\n",
+        "port: 80, prot: 1 }]\n",
+        "refused spec.parentRefs[0].prot: no such field",
+    ),
+    (
+        GOOD,
+        "port: 80, weight: 90",
+        "port: 80, weight: 1000001",
+        "backendRefs[0].weight: write 0 to 1000000",
+    ),
+    (GOOD, "port: 80, weight: 90", "weight: 90", "backendRefs[0].port: is required"),
+    (
+        GOOD,
+        "port: 80, weight: 90",
+        "port: 70000, weight: 90",
+        "backendRefs[0].port: write a port number",
+    ),
+    (GOOD, "request: 2s", "request: 2 s", "timeouts.request: write a duration"),
+    (
+        GOOD,
+        "backendRequest: 500ms",
+        "backendRequest: 3s",
+        "timeouts.backendRequest: is longer than `request`, which is 2s",
+    ),
+    (
+        GOOD,
+        "type: URLRewrite",
+        "type: RequestHeaderModifier",
+        "filters[1].type: a RequestHeaderModifier stands before",
+    ),
+    (
+        GOOD,
+        "type: URLRewrite",
+        "type: ResponseHeaderModifier",
+        "filters[1].responseHeaderModifier: is required",
+    ),
+    (
+        GOOD,
+        "type: URLRewrite",
+        "type: ResponseHeaderModifier",
+        "filters[1].urlRewrite: belongs to a filter of type URLRewrite",
+    ),
+    (
+        GOOD,
+        "replacePrefixMatch: /",
+        "replaceFullPath: /",
+        "urlRewrite.path: write `replacePrefixMatch`",
+    ),
+    (
+        GOOD,
+        "    - matches: [{ path: { type: Exact",
+        "    - name: api\n      matches: [{ path: { type: Exact",
+        "rules[1].name: is the name of an earlier rule",
+    ),
+    (GRPC, "service: shop.Cart, method: Add", "", "matches[0].method: names nothing"),
+    (GRPC, "shop.Cart", "shop/Cart", "matches[0].method.service: write letters"),
+    (
+        GRPC,
+        "type: ResponseHeaderModifier, responseHeaderModifier: { remove: [e] }",
+        "type: URLRewrite, urlRewrite: {}",
+        "filters[0].type: is not for a GRPCRoute",
+    ),
+];
+
 #[test]
 fn what_the_gateway_api_refuses_is_refused_in_files_too() {
-    for (good, from, to, want) in [
-        (GOOD, "name: api", "nmae: api", "refused spec.rules[0].nmae: no such field"),
-        (
-            GOOD,
-            "port: 80 }]\n",
-            "port: 80, prot: 1 }]\n",
-            "refused spec.parentRefs[0].prot: no such field",
-        ),
-        (
-            GOOD,
-            "port: 80, weight: 90",
-            "port: 80, weight: 1000001",
-            "backendRefs[0].weight: write 0 to 1000000",
-        ),
-        (GOOD, "port: 80, weight: 90", "weight: 90", "backendRefs[0].port: is required"),
-        (
-            GOOD,
-            "port: 80, weight: 90",
-            "port: 70000, weight: 90",
-            "backendRefs[0].port: write a port number",
-        ),
-        (GOOD, "request: 2s", "request: 2 s", "timeouts.request: write a duration"),
-        (
-            GOOD,
-            "backendRequest: 500ms",
-            "backendRequest: 3s",
-            "timeouts.backendRequest: is longer than `request`, which is 2s",
-        ),
-        (
-            GOOD,
-            "type: URLRewrite",
-            "type: RequestHeaderModifier",
-            "filters[1].type: a RequestHeaderModifier stands before",
-        ),
-        (
-            GOOD,
-            "type: URLRewrite",
-            "type: ResponseHeaderModifier",
-            "filters[1].responseHeaderModifier: is required",
-        ),
-        (
-            GOOD,
-            "type: URLRewrite",
-            "type: ResponseHeaderModifier",
-            "filters[1].urlRewrite: belongs to a filter of type URLRewrite",
-        ),
-        (
-            GOOD,
-            "replacePrefixMatch: /",
-            "replaceFullPath: /",
-            "urlRewrite.path: write `replacePrefixMatch`",
-        ),
-        (
-            GOOD,
-            "    - matches: [{ path: { type: Exact",
-            "    - name: api\n      matches: [{ path: { type: Exact",
-            "rules[1].name: is the name of an earlier rule",
-        ),
-        (GRPC, "service: shop.Cart, method: Add", "", "matches[0].method: names nothing"),
-        (GRPC, "shop.Cart", "shop/Cart", "matches[0].method.service: write letters"),
-        (
-            GRPC,
-            "type: ResponseHeaderModifier, responseHeaderModifier: { remove: [e] }",
-            "type: URLRewrite, urlRewrite: {}",
-            "filters[0].type: is not for a GRPCRoute",
-        ),
-    ] {
+    for (good, from, to, want) in REFUSED {
         let said = spoilt(good, from, to);
         let refused = said.iter().any(|one| {
             one.starts_with("refused") && one.contains(want.trim_start_matches("refused "))

@@ -53,6 +53,8 @@ impl Desired {
                 Object::EndpointSlice(slice) => desired.slices.push((**slice).clone()),
                 Object::Namespace(_)
                 | Object::ServiceAccount(_)
+                | Object::HTTPRoute(_)
+                | Object::GRPCRoute(_)
                 | Object::TrafficSplit(_)
                 | Object::TrafficPolicy(_)
                 | Object::AuthorizationPolicy(_)
