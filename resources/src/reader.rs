@@ -82,7 +82,7 @@ impl fmt::Display for Error {
 /// Reads one file. `file` is only for messages.
 #[must_use]
 pub fn read(file: &str, text: &str) -> Reading {
-    let mut reader = Reader { file, seen: HashMap::new(), reading: Reading::default() };
+    let mut reader = Reader::new(file, false);
     match node::parse(text) {
         Ok(documents) => documents.iter().for_each(|document| reader.document(document)),
         Err(error) => reader.reading.errors.push(Error {
@@ -101,7 +101,7 @@ pub fn read(file: &str, text: &str) -> Reading {
 /// Reads one object that never was a text: an API server's. Its errors have no place.
 #[must_use]
 pub fn read_value(value: serde_json::Value) -> Reading {
-    let mut reader = Reader { file: "", seen: HashMap::new(), reading: Reading::default() };
+    let mut reader = Reader::new("", true);
     reader.object(&Node::from_json(value));
     reader.reading
 }
@@ -111,6 +111,8 @@ struct Reader<'a> {
     /// Line at which each object was first seen.
     seen: HashMap<ObjectKey, u32>,
     reading: Reading,
+    /// What is read has a schema that knows all of its fields.
+    is_known: bool,
 }
 
 /// What an object says of itself before its kind's type is applied.
@@ -120,7 +122,11 @@ struct Head<'a> {
     label: String,
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
+    fn new(file: &'a str, is_known: bool) -> Self {
+        Self { file, seen: HashMap::new(), reading: Reading::default(), is_known }
+    }
+
     fn document(&mut self, node: &Node) {
         // An empty document between two `---` says nothing.
         if node.is_null() {
@@ -166,7 +172,11 @@ impl Reader<'_> {
             Kind::Mesh => self.typed(&head, Object::Mesh),
         };
         if let Some(object) = &object {
-            for finding in validate::validate(object) {
+            // Somebody else's kind that its own schema let pass: what we have against it is for its
+            // status to say, for which it has to be known.
+            let is_judged = self.is_known && kind.is_route();
+            let findings = if is_judged { Vec::new() } else { validate::validate(object) };
+            for finding in findings {
                 self.push(&head, &finding.path, finding.value, finding.message);
             }
             self.check_duplicate(&head, object);
@@ -221,7 +231,8 @@ impl Reader<'_> {
             // `status` belongs to whoever writes it; ours is tolerated unread.
             let is_status = path.segments().first() == Some(&Segment::Field("status".to_owned()));
             // What a route may say and we do not do is reported in its status, in every source alike.
-            let is_reported = is_route && gateway::is_known_to_gateway_api(&path);
+            let is_reported =
+                is_route && (self.is_known || gateway::is_known_to_gateway_api(&path));
             if !is_status && !is_reported {
                 self.refuse(head, &path, "no such field; remove it, or look at its spelling");
             }

@@ -37,6 +37,8 @@ fn is_read(kind: Kind) -> bool {
         Kind::Pod
         | Kind::Service
         | Kind::EndpointSlice
+        | Kind::HTTPRoute
+        | Kind::GRPCRoute
         | Kind::TrafficSplit
         | Kind::TrafficPolicy
         | Kind::AuthorizationPolicy

@@ -15,6 +15,9 @@ const MAX_BACKENDS: usize = 16;
 const MAX_PARENTS: usize = 32;
 const MAX_CONDITIONS: usize = 16;
 const MAX_WEIGHT: u32 = 1_000_000;
+/// Filters of which one list may have one of each.
+const MODIFIERS: [&str; 4] =
+    ["RequestHeaderModifier", "ResponseHeaderModifier", "RequestRedirect", "URLRewrite"];
 const GATEWAYS: &str = "useDefaultGateways";
 
 /// Something wrong with a route.
@@ -103,7 +106,8 @@ pub fn problems(route: &AnyRoute<'_>) -> Vec<Problem> {
         found.rule = Some(at);
         let path = rules.index(at);
         if rule.name.is_some() && route.rules[..at].iter().any(|other| other.name == rule.name) {
-            found.invalid(&path.field("name"), "is the name of an earlier rule; give each its own");
+            let message = "is the name of an earlier rule, and telemetry cannot tell them apart";
+            found.push(&path.field("name"), message, Degree::Remark);
         }
         found.rule(&path, route.kind, rule);
     }
@@ -251,7 +255,8 @@ impl Found {
         self.length(list, filters.len(), MAX_FILTERS);
         for (at, filter) in filters.iter().enumerate() {
             self.filter(&list.index(at), kind, filter);
-            if filters[..at].iter().any(|other| other.r#type == filter.r#type) {
+            let is_ours = MODIFIERS.contains(&filter.r#type.as_str());
+            if is_ours && filters[..at].iter().any(|other| other.r#type == filter.r#type) {
                 let message = format!("a {} stands before; write one of each type", filter.r#type);
                 self.invalid(&list.index(at).field("type"), message);
             }

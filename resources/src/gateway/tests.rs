@@ -154,6 +154,12 @@ const UNDONE: &[(&str, &str, &str, &str)] = &[
         "      timeouts: { request: 1s }\n      backendRefs",
         "rule 0 spec.rules[0].timeouts: is not a field of a GRPCRoute",
     ),
+    (
+        GOOD,
+        "    - matches: [{ path: { type: Exact",
+        "    - name: api\n      matches: [{ path: { type: Exact",
+        "rule 1 spec.rules[1].name: is the name of an earlier rule",
+    ),
 ];
 
 #[test]
@@ -218,12 +224,6 @@ const REFUSED: &[(&str, &str, &str, &str)] = &[
         "replaceFullPath: /",
         "urlRewrite.path: write `replacePrefixMatch`",
     ),
-    (
-        GOOD,
-        "    - matches: [{ path: { type: Exact",
-        "    - name: api\n      matches: [{ path: { type: Exact",
-        "rules[1].name: is the name of an earlier rule",
-    ),
     (GRPC, "service: shop.Cart, method: Add", "", "matches[0].method: names nothing"),
     (GRPC, "shop.Cart", "shop/Cart", "matches[0].method.service: write letters"),
     (
@@ -265,4 +265,18 @@ fn what_takes_nothing_away_is_a_remark() {
         assert_eq!((found.degree, found.rule), (Degree::Remark, None));
         assert_eq!(found.path.to_string(), field);
     }
+}
+
+#[test]
+fn a_field_that_only_the_cluster_knows_is_for_the_status_to_tell() {
+    let value = serde_json::json!({
+        "apiVersion": API_VERSION, "kind": "HTTPRoute", "metadata": { "name": "a", "namespace": "b" },
+        "spec": { "rules": [{}, { "newer": { "than": "us" } }] },
+        "status": { "parents": [] },
+    });
+    let reading = crate::reader::read_value(value);
+    assert_eq!(reading.errors, []);
+    let [found] = &problems(&reading.objects[0].object.as_route().unwrap())[..] else { panic!() };
+    assert_eq!((found.degree, found.rule), (Degree::Unsupported, Some(1)));
+    assert_eq!(found.path.to_string(), "spec.rules[1].newer");
 }
