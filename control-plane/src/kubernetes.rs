@@ -10,7 +10,7 @@
 //! | epoch | `epoch.rs` | `Context` | the epoch of versions, raised by the leader |
 //! | identity | `trust.rs`, `bundle_map.rs`, `token_review.rs` | `Context` | [`Trust`](crate::app::Trust): authority, bundle, how tokens are judged; [`Context::conditions`] |
 //! | admission | `admission.rs` beside this file | `Context`, `Handle::served` | a web server on `settings.webhook_listen` |
-//! | status | `status.rs`, `events.rs` | `Context`, `Handle::served`, `Handle::fleet` | conditions, while leading |
+//! | status | `status.rs`, `routes.rs` | `Context`, `Handle::served`, the fleets of all replicas | conditions, while leading |
 //!
 //! A part that must be there before the process is ready says so with `Context::gates`
 //! (`gates.follow("name", watch, |state| problem)`). What is made of an object outside the source's
@@ -25,6 +25,7 @@ use prometheus::Registry;
 use tokio::sync::{mpsc, watch};
 
 use crate::app::{App, BATCH_QUEUE, Gates, Handle, Sourced};
+use crate::ca::Authority;
 use crate::catalog::Catalog;
 use crate::conditions::Conditions;
 use crate::config::Kubernetes;
@@ -32,6 +33,7 @@ use crate::error::Error;
 use crate::indexing;
 use crate::kubernetes::lease::Leadership;
 use crate::metrics::Metrics;
+use crate::replica::{Credentials, Gathered, Gatherer};
 use crate::version::{Marks, Versions};
 
 pub mod bundle_map;
@@ -41,7 +43,9 @@ pub mod epoch;
 mod follow;
 pub mod lease;
 mod read;
+mod routes;
 mod source;
+mod status;
 pub mod token_review;
 pub mod trust;
 
@@ -117,6 +121,32 @@ pub(crate) async fn start(app: App, settings: Kubernetes) -> Result<Handle, Erro
     let context = Context::open(settings, registry, metrics, gates, drain).await?;
     let catalog = context.catalogs();
     let trust = trust::start(&context, app.config.leaf_lifetime, app.fleet.clone());
-    let versions = context.versions.clone();
-    app.serve(Sourced { catalog, versions, trust }).await
+    let (authority, versions) = (trust.authority.clone(), context.versions.clone());
+    let handle = app.serve(Sourced { catalog, versions, trust }).await?;
+    write_statuses(context, &handle, authority);
+    Ok(handle)
+}
+
+/// Writes what becomes of objects, whenever this replica leads.
+fn write_statuses(
+    context: Context,
+    handle: &Handle,
+    authority: watch::Receiver<Option<Arc<Authority>>>,
+) {
+    let gathered = Gathered::new(handle.fleet.clone());
+    let Kubernetes { namespace, pod, .. } = &*context.settings;
+    let own = format!("{namespace}/{pod}");
+    let service_account = (namespace.clone(), CONTROL_PLANE_SERVICE_ACCOUNT.to_owned());
+    let (served, port) = (handle.served.clone(), handle.addresses.discovery.port());
+    let (sums, heard) = (gathered.clone(), served.clone());
+    let gatherer = move || Gatherer {
+        gathered: sums.clone(),
+        served: heard.clone(),
+        credentials: Credentials { authority: authority.clone(), served: heard.clone() },
+        own: own.clone(),
+        service_account: service_account.clone(),
+        port,
+    };
+    let writer = status::Writer { context, served, gathered, gatherer: Box::new(gatherer) };
+    tokio::spawn(writer.run());
 }

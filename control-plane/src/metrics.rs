@@ -28,6 +28,8 @@ pub struct Metrics {
     pub issues: IntGauge,
     pub source_errors: IntCounterVec,
     pub leader: IntGauge,
+    pub status_writes: IntCounter,
+    pub status_write_failures: IntCounter,
     pub trust_bundle_writes: IntCounterVec,
     pub watches: Watches,
     pub version: IntGaugeVec,
@@ -92,6 +94,9 @@ impl Metrics {
                 &["source"],
             )?,
             leader: families.gauge("leader", "1 while this replica holds the lease.")?,
+            status_writes: families.counter("status_writes_total", "Statuses written.")?,
+            status_write_failures: families
+                .counter("status_write_failures_total", "Statuses that could not be written.")?,
             trust_bundle_writes: families.counters(
                 "trust_bundle_writes_total",
                 "ConfigMaps with the trust bundle that were written.",

@@ -150,6 +150,18 @@ impl Gathered {
         sum
     }
 
+    /// Everything at a moment.
+    #[must_use]
+    pub fn survey(&self) -> Survey {
+        let mut sum = self.own.standings();
+        for counted in self.lock().values() {
+            for (slot, standing) in counted {
+                sum.entry(slot.clone()).or_default().add(standing);
+            }
+        }
+        sum.into_iter().collect()
+    }
+
     /// Tell when a standing has changed: this replica's own, and another's.
     #[must_use]
     pub fn changes(&self) -> [watch::Receiver<u64>; 2] {
@@ -181,6 +193,34 @@ impl Gathered {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<IpAddr, Counted>> {
         self.others.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What all proxies said of all resources at a moment.
+#[derive(Debug, Default)]
+pub struct Survey {
+    /// By resource: proxies that hold any body of it, and how each body stands.
+    resources: HashMap<Key, (u64, HashMap<u64, Standing>)>,
+}
+
+impl Survey {
+    /// How many proxies hold the resource, of whatever body, and how this body stands with those
+    /// that were given it.
+    #[must_use]
+    pub fn of(&self, key: &Key, hash: u64) -> (u64, Option<&Standing>) {
+        self.resources.get(key).map_or((0, None), |(known, bodies)| (*known, bodies.get(&hash)))
+    }
+}
+
+impl FromIterator<((Key, u64), Standing)> for Survey {
+    fn from_iter<I: IntoIterator<Item = ((Key, u64), Standing)>>(standings: I) -> Self {
+        let mut survey = Self::default();
+        for ((key, hash), standing) in standings {
+            let (known, bodies) = survey.resources.entry(key).or_default();
+            *known += standing.given;
+            bodies.insert(hash, standing);
+        }
+        survey
     }
 }
 

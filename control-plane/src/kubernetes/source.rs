@@ -122,7 +122,7 @@ fn follow(kind: Kind, context: &Context, out: &mpsc::Sender<Told>, epoch: watch:
 }
 
 /// What the API server calls the kind.
-fn resource(kind: Kind) -> ApiResource {
+pub(super) fn resource(kind: Kind) -> ApiResource {
     let (group, version) = kind.api_version().split_once('/').unwrap_or(("", kind.api_version()));
     let named = GroupVersionKind::gvk(group, version, kind.as_str());
     ApiResource::from_gvk(&named)
