@@ -13,6 +13,8 @@ mod permissions;
 mod refusals;
 #[path = "charts/rendered.rs"]
 mod rendered;
+#[path = "charts/running.rs"]
+mod running;
 #[path = "charts/values.rs"]
 mod values;
 
@@ -137,5 +139,20 @@ async fn the_control_plane_may_do_what_is_listed_and_nothing_else() -> anyhow::R
     access::everything_listed_is_granted(&cluster, &listed).await?;
     access::nothing_else_is_granted(&cluster).await?;
     access::names_hold(&cluster).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_control_plane_works_as_the_chart_runs_it() -> anyhow::Result<()> {
+    let cluster = Cluster::start().await?;
+    cluster.install_definitions().await?;
+    cluster.install(&[])?;
+    let before = running::refused(&cluster).await?;
+    let handle = running::start(&cluster).await?;
+    running::does_its_work(&cluster, &handle).await?;
+    assert_eq!(running::refused(&cluster).await?, before);
+    assert!(running::is_refused_something(&cluster).await?, "a refusal is not seen");
+    assert_ne!(running::refused(&cluster).await?, before, "a refusal is not counted");
+    handle.shutdown(std::time::Duration::from_secs(5)).await;
     Ok(())
 }
