@@ -104,6 +104,8 @@ pub struct Keeper {
 struct Seen {
     root: Root,
     record: Option<Record>,
+    /// The record stands in its Secret, and not only here.
+    is_recorded: bool,
     /// The higher resourceVersion of the two.
     version: u64,
     /// The last content that could be used, to restore it.
@@ -223,26 +225,28 @@ impl Keeper {
     }
 
     fn read_record(&self, record: Option<Secret>, seen: &mut Seen) {
-        let Some(record) = record else {
-            seen.record = Some(Record::default());
-            return;
-        };
-        seen.saw(&record);
-        match Record::read(&content(record)) {
-            Ok(record) => {
+        if let Some(record) = &record {
+            seen.saw(record);
+        }
+        let read = record.map(|record| Record::read(&content(record)));
+        seen.is_recorded = matches!(read, Some(Ok(_)));
+        match read {
+            Some(Ok(record)) => {
                 self.conditions.clear(RECORD_UNUSABLE);
                 seen.record = Some(record);
+                return;
             }
-            Err(problem) => {
+            Some(Err(problem)) => {
                 self.metrics.source_errors.with_label_values(&["trust_root"]).inc();
                 let message = format!("{problem}. The leader writes it anew from what is in force");
-                self.conditions
-                    .set(RECORD_UNUSABLE, self.about(TRUST_ANCHORS_SECRET, true, message));
-                // What is in force stays so: roots are only lost when the process is, too.
-                let told = self.bundle.borrow().as_ref().map(|bundle| bundle.roots.to_vec());
-                seen.record = Some(Record::default().with(&told.unwrap_or_default()));
+                let about = self.about(TRUST_ANCHORS_SECRET, true, message);
+                self.conditions.set(RECORD_UNUSABLE, about);
             }
+            None => {}
         }
+        // What is told of stays so: roots are only lost when every process is, too.
+        let told = self.bundle.borrow().as_ref().map(|bundle| bundle.roots.to_vec());
+        seen.record = Some(Record::default().with(&told.unwrap_or_default()));
     }
 
     /// Brings everything as far as it can be now. Returns when to look again at the latest.

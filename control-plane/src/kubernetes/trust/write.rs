@@ -69,7 +69,8 @@ impl Keeper {
         };
         let is_written = *self.maps.borrow() == Some(bundle.encoded.hash);
         // A root may leave the record before it leaves the ConfigMaps, never enter it before.
-        if next == *record || !(is_written || record.contains(&next)) {
+        let is_current = seen.is_recorded && next == *record;
+        if is_current || !(is_written || seen.is_recorded && record.contains(&next)) {
             return Ok(());
         }
         let mut object = object(TRUST_ANCHORS_SECRET);
