@@ -107,7 +107,7 @@ async fn without_its_leader() -> anyhow::Result<()> {
 async fn without_the_api_server() -> anyhow::Result<()> {
     let cluster = Cluster::given()?;
     let layout = layout(&cluster)?;
-    let stage = Stage::begin(&cluster, "no-api-server", 90).await?;
+    let stage = Stage::begin(&cluster, "no-api-server", 120).await?;
     process::stop(layout, "kube-apiserver", Signal::SIGKILL).await?;
     sleep(AWAY).await;
     process::restart(layout, "kube-apiserver")?;
@@ -120,7 +120,7 @@ async fn without_the_api_server() -> anyhow::Result<()> {
 async fn after_a_compaction_of_everything_that_watches_could_resume_from() -> anyhow::Result<()> {
     let cluster = Cluster::given()?;
     let layout = layout(&cluster)?;
-    let stage = Stage::begin(&cluster, "compacted", 90).await?;
+    let stage = Stage::begin(&cluster, "compacted", 120).await?;
     process::stop(layout, "kube-apiserver", Signal::SIGKILL).await?;
     // What happens meanwhile is in no watch cache of the server that comes back.
     compact(layout).await?;
@@ -157,12 +157,16 @@ async fn with_a_new_webhook_certificate() -> anyhow::Result<()> {
 async fn with_a_new_kubelet() -> anyhow::Result<()> {
     let cluster = Cluster::given()?;
     let layout = layout(&cluster)?;
-    let stage = Stage::begin(&cluster, "new-kubelet", 75).await?;
+    let stage = Stage::begin(&cluster, "new-kubelet", 100).await?;
     for node in layout.nodes()? {
         let kubelet = format!("kubelet-{}", node.name());
         process::stop(layout, &kubelet, Signal::SIGKILL).await?;
         sleep(AWAY / 2).await;
         process::restart(layout, &kubelet)?;
+        // A kubelet that starts calls its pods unready until their next probe: the other node's
+        // stay, if they do.
+        sleep(AWAY).await;
+        stage.space.rolled_out(&["deploy/web-v1", "deploy/web-v2"]).await?;
     }
     stage
         .space
