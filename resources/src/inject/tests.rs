@@ -1,3 +1,5 @@
+//! What becomes of pods of every kind: the patch itself, its idempotence, and each refusal.
+
 use std::collections::BTreeMap;
 
 use heddle_api::names::{INJECT_LABEL, PROBE_PORT, PROXY_CONTAINER, PROXY_UID};

@@ -15,6 +15,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("proxy", &["api", "policy", "runtime"]),
     ("init", &["api"]),
     ("control-plane", &["api", "resources", "policy", "runtime"]),
+    ("cli", &["api", "resources", "policy"]),
     ("tests", &["api", "resources", "policy", "runtime", "proxy", "init", "control-plane"]),
     // Measures the programs from outside, as a user would; it only speaks the wire contract.
     ("bench", &["api", "control-plane", "tests"]),
