@@ -4,13 +4,17 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use heddle_api::identity::{is_label, is_subdomain};
-use heddle_api::names::{CONTROL_PLANE_NAMESPACE, CONTROL_PLANE_SERVICE_ACCOUNT, WEBHOOK_PORT};
+use heddle_api::names::{
+    CONTROL_PLANE_NAMESPACE, CONTROL_PLANE_PORT, CONTROL_PLANE_SERVICE_ACCOUNT, WEBHOOK_PORT,
+};
 use heddle_runtime::telemetry;
 
+use crate::admission;
 use crate::error::Error;
 
 /// Shortest life of a leaf: renewal, jitter and clock skew need some room.
@@ -129,6 +133,8 @@ pub struct RawConfig {
     /// Between two looks at the lease (source "kubernetes"). [default: 2s]
     #[arg(long, env = "HEDDLE_LEASE_RETRY")]
     pub lease_retry: Option<String>,
+    #[command(flatten)]
+    pub admission: admission::options::Raw,
     /// How long streams may take to end when the process is told to.
     #[arg(long, env = "HEDDLE_DRAIN_TIMEOUT", default_value = "5s")]
     pub drain_timeout: String,
@@ -181,6 +187,7 @@ pub struct Kubernetes {
     /// `None`: by the service account of the pod this process runs in.
     pub kubeconfig: Option<PathBuf>,
     pub lease: LeaseTimes,
+    pub admission: Arc<admission::options::Options>,
 }
 
 /// How leadership is held: `duration` > `renew` > `retry`.
@@ -265,6 +272,7 @@ impl RawConfig {
                 ("--lease-retry", self.lease_retry.is_some()),
             ],
         );
+        mistakes.refuse_with("files", &self.admission.given());
         let dir = self.dir.clone().unwrap_or_else(|| {
             mistakes.add("--dir is missing; write the directory of YAML files".to_owned());
             PathBuf::new()
@@ -314,6 +322,11 @@ impl RawConfig {
                 Some(pod) => format!("--pod is \"{pod}\"; {message}"),
             });
         }
+        let mut admission = self.admission.check(&mut mistakes.0);
+        if self.admission.proxy_control_plane.is_none() {
+            admission.inject.control_plane =
+                format!("{service}.{namespace}.svc:{CONTROL_PLANE_PORT}");
+        }
         let webhook = text(&self.webhook_listen, &format!("[::]:{WEBHOOK_PORT}"));
         Kubernetes {
             namespace,
@@ -322,6 +335,7 @@ impl RawConfig {
             webhook_listen: mistakes.address("--webhook-listen", &webhook),
             kubeconfig: self.kubeconfig.clone(),
             lease: self.lease(mistakes),
+            admission: Arc::new(admission),
         }
     }
 
@@ -429,7 +443,7 @@ impl Mistakes {
     }
 }
 
-fn parse_duration(text: &str) -> Option<Duration> {
+pub(crate) fn parse_duration(text: &str) -> Option<Duration> {
     let digits = text.find(|c: char| !c.is_ascii_digit())?;
     let number: u64 = text[..digits].parse().ok()?;
     match &text[digits..] {
@@ -477,6 +491,7 @@ mod tests {
                 webhook_listen: "[::]:15114".parse().unwrap(),
                 kubeconfig: None,
                 lease: LeaseTimes { duration: seconds(15), renew: seconds(10), retry: seconds(2) },
+                admission: Arc::default(),
             }
         );
     }

@@ -24,6 +24,7 @@ use kube::Api;
 use prometheus::Registry;
 use tokio::sync::{mpsc, watch};
 
+use crate::admission;
 use crate::app::{App, BATCH_QUEUE, Gates, Handle, Sourced};
 use crate::ca::Authority;
 use crate::catalog::Catalog;
@@ -123,6 +124,7 @@ pub(crate) async fn start(app: App, settings: Kubernetes) -> Result<Handle, Erro
     let trust = trust::start(&context, app.config.leaf_lifetime, app.fleet.clone());
     let (authority, versions) = (trust.authority.clone(), context.versions.clone());
     let handle = app.serve(Sourced { catalog, versions, trust }).await?;
+    admission::start(&context, handle.served.clone()).await?;
     write_statuses(context, &handle, authority);
     Ok(handle)
 }

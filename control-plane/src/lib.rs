@@ -1,6 +1,7 @@
 //! The control plane: reads the cluster, compiles it, and tells every proxy what it needs.
 
 pub mod admin;
+pub mod admission;
 pub mod app;
 pub mod authn;
 pub mod ca;

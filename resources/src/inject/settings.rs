@@ -10,7 +10,7 @@ use heddle_api::names::{
 use ipnet::IpNet;
 
 /// What every injected pod gets.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     pub proxy_image: String,
     pub init_image: String,
