@@ -228,6 +228,9 @@ where
                 Ok(event) => event,
                 // One object that is not of its kind's form stops no other.
                 Err(kube::Error::SerdeError(error)) => {
+                    if is_listing && !thread.moved {
+                        self.ask_whether_there().await?;
+                    }
                     self.failures.inc();
                     tracing::error!(kind = %self.kind, %error, "an object is not readable");
                     continue;
@@ -236,6 +239,16 @@ where
             };
             self.take(thread, event).await?;
             thread.moved = true;
+        }
+    }
+
+    /// A server without the kind answers a watch with a line of text that is no status, and so looks
+    /// like an object that cannot be read. Asked for a list it says what it means.
+    async fn ask_whether_there(&self) -> Result<(), Stop> {
+        let params = ListParams::default().limit(1);
+        match timeout(ANSWER_TIMEOUT, self.api.list(&params)).await.map_err(|_| silent())? {
+            Ok(_) | Err(kube::Error::SerdeError(_)) => Ok(()),
+            Err(error) => Err(judge(&error)),
         }
     }
 
