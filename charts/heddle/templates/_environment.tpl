@@ -40,37 +40,46 @@
 - name: HEDDLE_CSR_PER_MINUTE
   value: {{ . | quote }}
 {{- end }}
+- name: HEDDLE_WEBHOOK_CERTIFICATE
+  value: {{ .Values.webhook.certificate }}
 - name: HEDDLE_PROXY_IMAGE
   value: {{ include "heddle.image" (list . .Values.proxy.image) | quote }}
+- name: HEDDLE_PROXY_IMAGE_PULL_POLICY
+  value: {{ .Values.proxy.image.pullPolicy }}
 - name: HEDDLE_INIT_IMAGE
   value: {{ include "heddle.image" (list . .Values.init.image) | quote }}
-- name: HEDDLE_IMAGE_PULL_POLICY
-  value: {{ .Values.proxy.image.pullPolicy }}
+- name: HEDDLE_INIT_IMAGE_PULL_POLICY
+  value: {{ .Values.init.image.pullPolicy }}
 - name: HEDDLE_PROXY_LOG
   value: {{ .Values.proxy.log.filter | quote }}
 - name: HEDDLE_PROXY_LOG_FORMAT
   value: {{ .Values.proxy.log.format }}
 - name: HEDDLE_PROXY_ACCESS_LOG
   value: {{ .Values.proxy.accessLog | default "off" | quote }}
-{{- range $container := list "proxy" "init" }}
-{{- $resources := (get $.Values $container).resources }}
-{{- range $kind, $name := dict "requests" "REQUEST" "limits" "LIMIT" }}
-{{- range $what := list "cpu" "memory" }}
-- name: HEDDLE_{{ upper $container }}_{{ upper $what }}_{{ $name }}
-  value: {{ get (get $resources $kind) $what | quote }}
+- name: HEDDLE_PROXY_DRAIN_TIMEOUT
+  value: {{ .Values.proxy.drainTimeout }}
+- name: HEDDLE_PROXY_TOKEN_LIFETIME
+  value: {{ .Values.proxy.tokenLifetime }}
+{{- with .Values.proxy.resources }}
+- name: HEDDLE_PROXY_CPU_REQUEST
+  value: {{ .requests.cpu | quote }}
+- name: HEDDLE_PROXY_MEMORY_REQUEST
+  value: {{ .requests.memory | quote }}
+- name: HEDDLE_PROXY_CPU_LIMIT
+  value: {{ .limits.cpu | quote }}
+- name: HEDDLE_PROXY_MEMORY_LIMIT
+  value: {{ .limits.memory | quote }}
 {{- end }}
-{{- end }}
-{{- end }}
-{{- with .Values.redirection }}
-- name: HEDDLE_SKIP_INBOUND_PORTS
+{{- with .Values.injector }}
+- name: HEDDLE_INJECT_SKIP_INBOUND_PORTS
   value: {{ .skipInboundPorts | quote }}
-- name: HEDDLE_SKIP_OUTBOUND_PORTS
+- name: HEDDLE_INJECT_SKIP_OUTBOUND_PORTS
   value: {{ .skipOutboundPorts | quote }}
-- name: HEDDLE_SKIP_OUTBOUND_CIDRS
+- name: HEDDLE_INJECT_SKIP_OUTBOUND_CIDRS
   value: {{ join "," .skipOutboundRanges | quote }}
-- name: HEDDLE_MAY_SKIP_INBOUND_PORTS
-  value: {{ .podsMaySkipInboundPorts | quote }}
-- name: HEDDLE_MAY_SKIP_OUTBOUND_PORTS
-  value: {{ .podsMaySkipOutboundPorts | quote }}
+- name: HEDDLE_INJECT_MAY_SKIP_INBOUND_PORTS
+  value: {{ .maySkipInboundPorts | quote }}
+- name: HEDDLE_INJECT_MAY_SKIP_OUTBOUND_PORTS
+  value: {{ .maySkipOutboundPorts | quote }}
 {{- end }}
 {{- end }}

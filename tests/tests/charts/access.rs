@@ -26,6 +26,8 @@ const MUST_NOT: &[Ask] = &[
     ("get", "secrets", "another", "heddle-system"),
     ("create", "secrets", "", "shop"),
     ("delete", "secrets", "heddle-trust-root", "heddle-system"),
+    ("update", "secrets", "heddle-trust-root", "heddle-system"),
+    ("patch", "secrets", "heddle-trust-root", "heddle-system"),
     ("patch", "secrets", "heddle-trust-root", "shop"),
     // Pods: read, never run, entered or changed.
     ("create", "pods", "", "shop"),

@@ -87,6 +87,8 @@ pub(crate) async fn renderings_are_valid(cluster: &Cluster) -> Result<()> {
     for (name, files) in VARIANTS {
         renderings.push((name, render(files, "")?));
     }
+    let given = json!({ "webhook": { "certificate": "provided", "caBundle": certificate()? } });
+    renderings.push(("an authority that is given", render(&[], &given.to_string())?));
     for (name, text) in renderings {
         let objects = Rendering::parse(&text).0;
         // Of the Prometheus operator, whose definitions are not here.
@@ -129,11 +131,9 @@ pub(crate) async fn pods_are_admitted(cluster: &Cluster) -> Result<()> {
     }
 }
 
-fn authority() -> Result<String> {
-    use base64::Engine as _;
+fn certificate() -> Result<String> {
     let key = rcgen::KeyPair::generate()?;
-    let certificate = rcgen::CertificateParams::default().self_signed(&key)?;
-    Ok(base64::engine::general_purpose::STANDARD.encode(certificate.pem()))
+    Ok(rcgen::CertificateParams::default().self_signed(&key)?.pem())
 }
 
 /// What the leader does, as the leader: `caBundle` into each webhook, by its name.
@@ -172,7 +172,8 @@ async fn authorities(cluster: &Cluster) -> Result<Vec<String>> {
 /// Whatever an operator does with the release, the leader's `caBundle` stays.
 pub(crate) async fn releases_leave_the_authority_alone(cluster: &Cluster) -> Result<()> {
     assert_eq!(authorities(cluster).await?, [""; 0]);
-    let bundle = authority()?;
+    use base64::Engine as _;
+    let bundle = base64::engine::general_purpose::STANDARD.encode(certificate()?);
     write_authority(cluster, &bundle).await?;
     let all = vec![bundle; 5];
     assert_eq!(authorities(cluster).await?, all);

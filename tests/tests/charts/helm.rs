@@ -31,8 +31,14 @@ controlPlane:
   resources: { limits: { cpu: 2 } }
   extraEnv: [{ name: RUST_BACKTRACE, value: "1" }]
 identity: { leafLifetime: 1h, csrPerMinute: 20 }
-redirection: { skipInboundPorts: "22,8000-8005", skipOutboundRanges: [10.0.0.0/8], podsMaySkipOutboundPorts: "3306" }
-injector: { failurePolicy: Ignore, timeoutSeconds: 10, excludedNamespaces: [kube-system, local-path] }
+injector:
+  failurePolicy: Ignore
+  timeoutSeconds: 10
+  excludedNamespaces: [kube-system, local-path]
+  skipInboundPorts: "22,8000-8005"
+  skipOutboundRanges: [10.0.0.0/8]
+  maySkipOutboundPorts: "3306"
+webhook: { certificate: provided, annotations: { cert-manager.io/inject-ca-from: heddle-system/heddle-webhook } }
 networkPolicy: { enabled: true, apiServerRanges: ["10.0.0.0/24", "fd00::/64"] }
 monitoring: { podMonitor: { enabled: true, labels: { release: prometheus }, namespaces: [shop] } }
 mesh: { create: true, tls: Permissive }

@@ -27,10 +27,10 @@ const BAD: &[(&str, &[&str])] = &[
     ("proxy: { accessLog: plain }", &["/proxy/accessLog'", "'off', 'json', false"]),
     ("controlPlane: { drainTimeout: 30 }", &["/drainTimeout'", "got number, want string"]),
     ("controlPlane: { drainTimeout: 30 s }", &["/drainTimeout'", "pattern"]),
-    ("redirection: { skipInboundPorts: 22 }", &["/skipInboundPorts'", "got number, want string"]),
-    ("redirection: { skipOutboundPorts: '22-80,a' }", &["/skipOutboundPorts'", "pattern"]),
-    ("redirection: { skipOutboundRanges: [10.0.0.1] }", &["/skipOutboundRanges/0'"]),
-    ("init: { image: { pullPolicy: Never } }", &["/init/image'", "'pullPolicy' not allowed"]),
+    ("injector: { skipInboundPorts: 22 }", &["/skipInboundPorts'", "got number, want string"]),
+    ("injector: { skipOutboundPorts: '22-80,a' }", &["/skipOutboundPorts'", "pattern"]),
+    ("injector: { skipOutboundRanges: [10.0.0.1] }", &["/skipOutboundRanges/0'"]),
+    ("webhook: { certificate: provided, caBundle: YWJj }", &["/webhook/caBundle'", "pattern"]),
     ("proxy: { log: { filter: '' } }", &["/proxy/log/filter'", "minLength"]),
     (
         "proxy: { resources: { requests: { memory: 32 MB } } }",
@@ -69,6 +69,12 @@ const BAD: &[(&str, &[&str])] = &[
     ("controlPlane: { drainTimeout: 1m }", &["terminationGracePeriodSeconds is 30", "65 or more"]),
     ("identity: { leafLifetime: 10s }", &["identity.leafLifetime is 10s", "20s and 2160h"]),
     ("identity: { leafLifetime: 2161h }", &["identity.leafLifetime is 2161h"]),
+    ("proxy: { drainTimeout: 61m }", &["proxy.drainTimeout is 61m", "between 1s and 1h"]),
+    ("proxy: { tokenLifetime: 5m }", &["proxy.tokenLifetime is 5m", "between 10m and 24h"]),
+    (
+        "webhook: { caBundle: '-----BEGIN CERTIFICATE-----x-----END CERTIFICATE-----' }",
+        &["webhook.caBundle is set, but webhook.certificate is managed"],
+    ),
     (
         "controlPlane: { extraEnv: [{ name: HEDDLE_LOG, value: debug }] }",
         &["controlPlane.extraEnv sets HEDDLE_LOG, which the chart sets itself"],
