@@ -16,19 +16,16 @@ pub struct Raw {
     /// Image of the sidecar. [default: heddle/proxy of this version]
     #[arg(long, env = "HEDDLE_PROXY_IMAGE")]
     pub proxy_image: Option<String>,
-    /// "Always", "IfNotPresent" or "Never". [default: IfNotPresent]
-    #[arg(long, env = "HEDDLE_PROXY_IMAGE_PULL_POLICY")]
-    pub proxy_image_pull_policy: Option<String>,
     /// Image of what writes the redirection rules. [default: heddle/init of this version]
     #[arg(long, env = "HEDDLE_INIT_IMAGE")]
     pub init_image: Option<String>,
-    /// See --proxy-image-pull-policy.
-    #[arg(long, env = "HEDDLE_INIT_IMAGE_PULL_POLICY")]
-    pub init_image_pull_policy: Option<String>,
+    /// Of both images: "Always", "IfNotPresent" or "Never". [default: IfNotPresent]
+    #[arg(long, env = "HEDDLE_IMAGE_PULL_POLICY")]
+    pub image_pull_policy: Option<String>,
     /// Where proxies find the control plane. [default: the Service, by name]
     #[arg(long, env = "HEDDLE_PROXY_CONTROL_PLANE")]
     pub proxy_control_plane: Option<String>,
-    /// CPU the scheduler keeps for a sidecar; empty for none. [default: 50m]
+    /// CPU the scheduler keeps for a sidecar; empty for none. [default: 20m]
     #[arg(long, env = "HEDDLE_PROXY_CPU_REQUEST")]
     pub proxy_cpu_request: Option<String>,
     /// CPU a sidecar may use at most; empty for no limit. [default: no limit]
@@ -40,6 +37,18 @@ pub struct Raw {
     /// Memory a sidecar may use at most; empty for no limit. [default: 256Mi]
     #[arg(long, env = "HEDDLE_PROXY_MEMORY_LIMIT")]
     pub proxy_memory_limit: Option<String>,
+    /// The same of the container that writes the redirection rules. [default: 10m]
+    #[arg(long, env = "HEDDLE_INIT_CPU_REQUEST")]
+    pub init_cpu_request: Option<String>,
+    /// See --init-cpu-request. [default: no limit]
+    #[arg(long, env = "HEDDLE_INIT_CPU_LIMIT")]
+    pub init_cpu_limit: Option<String>,
+    /// See --init-cpu-request. [default: 16Mi]
+    #[arg(long, env = "HEDDLE_INIT_MEMORY_REQUEST")]
+    pub init_memory_request: Option<String>,
+    /// See --init-cpu-request. [default: 64Mi]
+    #[arg(long, env = "HEDDLE_INIT_MEMORY_LIMIT")]
+    pub init_memory_limit: Option<String>,
     /// What a sidecar logs. [default: info]
     #[arg(long, env = "HEDDLE_PROXY_LOG")]
     pub proxy_log: Option<String>,
@@ -57,20 +66,20 @@ pub struct Raw {
     #[arg(long, env = "HEDDLE_PROXY_TOKEN_LIFETIME")]
     pub proxy_token_lifetime: Option<String>,
     /// Ports that no sidecar sees, such as "22,8000-8005". [default: none]
-    #[arg(long, env = "HEDDLE_INJECT_SKIP_INBOUND_PORTS")]
-    pub inject_skip_inbound_ports: Option<String>,
+    #[arg(long, env = "HEDDLE_SKIP_INBOUND_PORTS")]
+    pub skip_inbound_ports: Option<String>,
     /// Ports that applications dial past their sidecar. [default: none]
-    #[arg(long, env = "HEDDLE_INJECT_SKIP_OUTBOUND_PORTS")]
-    pub inject_skip_outbound_ports: Option<String>,
+    #[arg(long, env = "HEDDLE_SKIP_OUTBOUND_PORTS")]
+    pub skip_outbound_ports: Option<String>,
     /// Networks that applications dial past their sidecar, such as "10.1.0.0/16". [default: none]
-    #[arg(long, env = "HEDDLE_INJECT_SKIP_OUTBOUND_CIDRS")]
-    pub inject_skip_outbound_cidrs: Option<String>,
+    #[arg(long, env = "HEDDLE_SKIP_OUTBOUND_CIDRS")]
+    pub skip_outbound_cidrs: Option<String>,
     /// Ports that a pod may hide from its sidecar by annotation. [default: none]
-    #[arg(long, env = "HEDDLE_INJECT_MAY_SKIP_INBOUND_PORTS")]
-    pub inject_may_skip_inbound_ports: Option<String>,
+    #[arg(long, env = "HEDDLE_MAY_SKIP_INBOUND_PORTS")]
+    pub may_skip_inbound_ports: Option<String>,
     /// Ports that a pod may dial past its sidecar by annotation. [default: none]
-    #[arg(long, env = "HEDDLE_INJECT_MAY_SKIP_OUTBOUND_PORTS")]
-    pub inject_may_skip_outbound_ports: Option<String>,
+    #[arg(long, env = "HEDDLE_MAY_SKIP_OUTBOUND_PORTS")]
+    pub may_skip_outbound_ports: Option<String>,
     /// "managed": the leader makes the webhooks' certificate and tells the API server. "provided":
     /// somebody else writes the Secret heddle-webhook, and the CA into the webhook configurations,
     /// for instance cert-manager. [default: managed]
@@ -105,27 +114,30 @@ impl Default for Options {
 impl Raw {
     /// Every option, and whether it was written.
     #[must_use]
-    pub fn given(&self) -> [(&'static str, bool); 20] {
+    pub fn given(&self) -> [(&'static str, bool); 23] {
         [
             ("--proxy-image", self.proxy_image.is_some()),
-            ("--proxy-image-pull-policy", self.proxy_image_pull_policy.is_some()),
             ("--init-image", self.init_image.is_some()),
-            ("--init-image-pull-policy", self.init_image_pull_policy.is_some()),
+            ("--image-pull-policy", self.image_pull_policy.is_some()),
             ("--proxy-control-plane", self.proxy_control_plane.is_some()),
             ("--proxy-cpu-request", self.proxy_cpu_request.is_some()),
             ("--proxy-cpu-limit", self.proxy_cpu_limit.is_some()),
             ("--proxy-memory-request", self.proxy_memory_request.is_some()),
             ("--proxy-memory-limit", self.proxy_memory_limit.is_some()),
+            ("--init-cpu-request", self.init_cpu_request.is_some()),
+            ("--init-cpu-limit", self.init_cpu_limit.is_some()),
+            ("--init-memory-request", self.init_memory_request.is_some()),
+            ("--init-memory-limit", self.init_memory_limit.is_some()),
             ("--proxy-log", self.proxy_log.is_some()),
             ("--proxy-log-format", self.proxy_log_format.is_some()),
             ("--proxy-access-log", self.proxy_access_log.is_some()),
             ("--proxy-drain-timeout", self.proxy_drain_timeout.is_some()),
             ("--proxy-token-lifetime", self.proxy_token_lifetime.is_some()),
-            ("--inject-skip-inbound-ports", self.inject_skip_inbound_ports.is_some()),
-            ("--inject-skip-outbound-ports", self.inject_skip_outbound_ports.is_some()),
-            ("--inject-skip-outbound-cidrs", self.inject_skip_outbound_cidrs.is_some()),
-            ("--inject-may-skip-inbound-ports", self.inject_may_skip_inbound_ports.is_some()),
-            ("--inject-may-skip-outbound-ports", self.inject_may_skip_outbound_ports.is_some()),
+            ("--skip-inbound-ports", self.skip_inbound_ports.is_some()),
+            ("--skip-outbound-ports", self.skip_outbound_ports.is_some()),
+            ("--skip-outbound-cidrs", self.skip_outbound_cidrs.is_some()),
+            ("--may-skip-inbound-ports", self.may_skip_inbound_ports.is_some()),
+            ("--may-skip-outbound-ports", self.may_skip_outbound_ports.is_some()),
             ("--webhook-certificate", self.webhook_certificate.is_some()),
         ]
     }
@@ -149,6 +161,7 @@ impl Raw {
         );
         self.check_containers(&mut options.inject, mistakes);
         self.check_amounts(&mut options.inject, mistakes);
+        self.check_times(&mut options.inject, mistakes);
         self.check_skips(&mut options.inject, mistakes);
         options
     }
@@ -162,24 +175,15 @@ impl Raw {
             };
             put(mistakes, option, given, fits.then(|| given.clone()).ok_or(what), to);
         };
-        let policies = ["Always", "IfNotPresent", "Never"];
-        let policy = "Always, IfNotPresent or Never";
         let image = "an image, for instance heddle/proxy:0.1.0";
         text("--proxy-image", &self.proxy_image, &[], image, &mut settings.proxy_image);
         text("--init-image", &self.init_image, &[], image, &mut settings.init_image);
         text(
-            "--proxy-image-pull-policy",
-            &self.proxy_image_pull_policy,
-            &policies,
-            policy,
-            &mut settings.proxy_pull_policy,
-        );
-        text(
-            "--init-image-pull-policy",
-            &self.init_image_pull_policy,
-            &policies,
-            policy,
-            &mut settings.init_pull_policy,
+            "--image-pull-policy",
+            &self.image_pull_policy,
+            &["Always", "IfNotPresent", "Never"],
+            "Always, IfNotPresent or Never",
+            &mut settings.image_pull_policy,
         );
         text(
             "--proxy-control-plane",
@@ -207,12 +211,16 @@ impl Raw {
 
     fn check_amounts(&self, settings: &mut Settings, mistakes: &mut Vec<String>) {
         let before = mistakes.len();
-        let proxy = &mut settings.proxy;
+        let Settings { proxy, init, .. } = settings;
         for (option, given, to) in [
             ("--proxy-cpu-request", &self.proxy_cpu_request, &mut proxy.cpu_request),
             ("--proxy-cpu-limit", &self.proxy_cpu_limit, &mut proxy.cpu_limit),
             ("--proxy-memory-request", &self.proxy_memory_request, &mut proxy.memory_request),
             ("--proxy-memory-limit", &self.proxy_memory_limit, &mut proxy.memory_limit),
+            ("--init-cpu-request", &self.init_cpu_request, &mut init.cpu_request),
+            ("--init-cpu-limit", &self.init_cpu_limit, &mut init.cpu_limit),
+            ("--init-memory-request", &self.init_memory_request, &mut init.memory_request),
+            ("--init-memory-limit", &self.init_memory_limit, &mut init.memory_limit),
         ] {
             match given.as_deref() {
                 None => {}
@@ -223,11 +231,13 @@ impl Raw {
                 }
             }
         }
-        if mistakes.len() == before
-            && let Err(message) = proxy.check()
-        {
-            mistakes.push(message);
+        if mistakes.len() == before {
+            mistakes.extend(proxy.check("the proxy").err());
+            mistakes.extend(init.check("heddle-init").err());
         }
+    }
+
+    fn check_times(&self, settings: &mut Settings, mistakes: &mut Vec<String>) {
         for (option, given, (low, high), to) in [
             ("--proxy-drain-timeout", &self.proxy_drain_timeout, (1, 3600), None),
             (
@@ -253,24 +263,16 @@ impl Raw {
 
     fn check_skips(&self, settings: &mut Settings, mistakes: &mut Vec<String>) {
         for (option, given, to) in [
+            ("--skip-inbound-ports", &self.skip_inbound_ports, &mut settings.skip_inbound_ports),
+            ("--skip-outbound-ports", &self.skip_outbound_ports, &mut settings.skip_outbound_ports),
             (
-                "--inject-skip-inbound-ports",
-                &self.inject_skip_inbound_ports,
-                &mut settings.skip_inbound_ports,
-            ),
-            (
-                "--inject-skip-outbound-ports",
-                &self.inject_skip_outbound_ports,
-                &mut settings.skip_outbound_ports,
-            ),
-            (
-                "--inject-may-skip-inbound-ports",
-                &self.inject_may_skip_inbound_ports,
+                "--may-skip-inbound-ports",
+                &self.may_skip_inbound_ports,
                 &mut settings.may_skip_inbound_ports,
             ),
             (
-                "--inject-may-skip-outbound-ports",
-                &self.inject_may_skip_outbound_ports,
+                "--may-skip-outbound-ports",
+                &self.may_skip_outbound_ports,
                 &mut settings.may_skip_outbound_ports,
             ),
         ] {
@@ -278,13 +280,13 @@ impl Raw {
                 put(mistakes, option, given, given.parse::<PortList>(), to);
             }
         }
-        if let Some(given) = self.inject_skip_outbound_cidrs.as_deref().filter(|g| !g.is_empty()) {
+        if let Some(given) = self.skip_outbound_cidrs.as_deref().filter(|g| !g.is_empty()) {
             let networks = given.split(',').map(|one| {
                 IpNet::from_str(one.trim()).ok().filter(|network| network.trunc() == *network)
             });
             let networks = networks.collect::<Option<Vec<_>>>();
             let networks = networks.ok_or("networks such as 10.1.0.0/16,fd00::/8");
-            let option = "--inject-skip-outbound-cidrs";
+            let option = "--skip-outbound-cidrs";
             put(mistakes, option, given, networks, &mut settings.skip_outbound_cidrs);
         }
     }
@@ -336,24 +338,27 @@ mod tests {
         use clap::CommandFactory as _;
         let arguments = [
             "--proxy-image=a",
-            "--proxy-image-pull-policy=Always",
             "--init-image=b",
-            "--init-image-pull-policy=Never",
+            "--image-pull-policy=Never",
             "--proxy-control-plane=c:1",
             "--proxy-cpu-request=60m",
             "--proxy-cpu-limit=1",
             "--proxy-memory-request=",
             "--proxy-memory-limit=1Gi",
+            "--init-cpu-request=20m",
+            "--init-cpu-limit=1",
+            "--init-memory-request=",
+            "--init-memory-limit=1Gi",
             "--proxy-log=debug",
             "--proxy-log-format=plain",
             "--proxy-access-log=json",
             "--proxy-drain-timeout=1m",
             "--proxy-token-lifetime=2h",
-            "--inject-skip-inbound-ports=22",
-            "--inject-skip-outbound-ports=25",
-            "--inject-skip-outbound-cidrs=10.1.0.0/16",
-            "--inject-may-skip-inbound-ports=9000-9010",
-            "--inject-may-skip-outbound-ports=53",
+            "--skip-inbound-ports=22",
+            "--skip-outbound-ports=25",
+            "--skip-outbound-cidrs=10.1.0.0/16",
+            "--may-skip-inbound-ports=9000-9010",
+            "--may-skip-outbound-ports=53",
             "--webhook-certificate=provided",
         ];
         let known = CommandLine::command();
@@ -376,14 +381,15 @@ mod tests {
     fn every_mistake_names_the_option_and_what_to_write() {
         for (argument, wants) in [
             ("--proxy-image=", "an image"),
-            ("--proxy-image-pull-policy=Sometimes", "Always, IfNotPresent or Never"),
+            ("--image-pull-policy=Sometimes", "Always, IfNotPresent or Never"),
             ("--proxy-cpu-request=lots", "an amount such as 100m"),
             ("--proxy-memory-request=1Gi", "request 1Gi is above its limit 256Mi"),
+            ("--init-cpu-limit=1m", "heddle-init's CPU request 10m is above its limit 1m"),
             ("--proxy-log-format=xml", "json or plain"),
             ("--proxy-drain-timeout=0s", "1s to 3600s"),
             ("--proxy-token-lifetime=5m", "600s to 86400s"),
-            ("--inject-skip-inbound-ports=0", "ports from 1 to 65535"),
-            ("--inject-skip-outbound-cidrs=10.1.2.3/16", "networks such as"),
+            ("--skip-inbound-ports=0", "ports from 1 to 65535"),
+            ("--skip-outbound-cidrs=10.1.2.3/16", "networks such as"),
             ("--webhook-certificate=none", "\"managed\" or \"provided\""),
         ] {
             let (_, mistakes) = check(&[argument]);

@@ -83,7 +83,7 @@ fn init(settings: &Settings, overrides: &Overrides) -> Value {
     json!({
         "name": INIT_CONTAINER,
         "image": settings.init_image,
-        "imagePullPolicy": settings.init_pull_policy,
+        "imagePullPolicy": settings.image_pull_policy,
         "env": env,
         "resources": resources(&settings.init),
         "securityContext": {
@@ -104,7 +104,7 @@ fn proxy(settings: &Settings, overrides: &Overrides, grace: u64, table: Option<&
     json!({
         "name": PROXY_CONTAINER,
         "image": settings.proxy_image,
-        "imagePullPolicy": settings.proxy_pull_policy,
+        "imagePullPolicy": settings.image_pull_policy,
         "restartPolicy": "Always",
         "env": proxy_env(settings, overrides, grace, table),
         "ports": [

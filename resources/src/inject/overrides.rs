@@ -67,7 +67,7 @@ pub(super) fn parse(
             mistakes.push(format!("metadata.annotations[{}]={value}: {instead}", quote(name)));
         }
     }
-    if let Err(message) = overrides.requirements.check() {
+    if let Err(message) = overrides.requirements.check("the proxy") {
         mistakes.push(message);
     }
     overrides

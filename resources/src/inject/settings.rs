@@ -15,9 +15,7 @@ pub struct Settings {
     pub proxy_image: String,
     pub init_image: String,
     /// `Always`, `IfNotPresent` or `Never`.
-    pub proxy_pull_policy: String,
-    /// See [`Settings::proxy_pull_policy`].
-    pub init_pull_policy: String,
+    pub image_pull_policy: String,
     /// Host name and port of the control plane.
     pub control_plane: String,
     pub trust_domain: String,
@@ -49,8 +47,7 @@ impl Settings {
         Self {
             proxy_image: format!("heddle/proxy:{version}"),
             init_image: format!("heddle/init:{version}"),
-            proxy_pull_policy: "IfNotPresent".to_owned(),
-            init_pull_policy: "IfNotPresent".to_owned(),
+            image_pull_policy: "IfNotPresent".to_owned(),
             control_plane: format!(
                 "{CONTROL_PLANE_SERVICE_ACCOUNT}.{CONTROL_PLANE_NAMESPACE}.svc:{CONTROL_PLANE_PORT}"
             ),
@@ -60,7 +57,7 @@ impl Settings {
             access_log: "off".to_owned(),
             drain_timeout: Duration::from_secs(30),
             token_seconds: 3600,
-            proxy: Requirements::new(Some("50m"), None, Some("32Mi"), Some("256Mi")),
+            proxy: Requirements::new(Some("20m"), None, Some("32Mi"), Some("256Mi")),
             init: Requirements::new(Some("10m"), None, Some("16Mi"), Some("64Mi")),
             skip_inbound_ports: PortList::default(),
             skip_outbound_ports: PortList::default(),
@@ -101,7 +98,7 @@ impl Requirements {
     ///
     /// # Errors
     /// A request is above its limit.
-    pub fn check(&self) -> Result<(), String> {
+    pub fn check(&self, whose: &str) -> Result<(), String> {
         for (what, request, limit) in [
             ("CPU", &self.cpu_request, &self.cpu_limit),
             ("memory", &self.memory_request, &self.memory_limit),
@@ -110,7 +107,7 @@ impl Requirements {
                 && request.thousandths > limit.thousandths
             {
                 return Err(format!(
-                    "the proxy's {what} request {request} is above its limit {limit}: lower the \
+                    "{whose}'s {what} request {request} is above its limit {limit}: lower the \
                      one or raise the other"
                 ));
             }
@@ -284,9 +281,9 @@ mod tests {
     #[test]
     fn a_request_above_its_limit_is_named() {
         let mut requirements = Requirements::new(Some("100m"), Some("0.1"), None, Some("1Mi"));
-        assert_eq!(requirements.check(), Ok(()));
+        assert_eq!(requirements.check("the proxy"), Ok(()));
         requirements.memory_request = Some("1025Ki".parse().unwrap());
-        let message = requirements.check().unwrap_err();
+        let message = requirements.check("the proxy").unwrap_err();
         assert!(message.contains("memory request 1025Ki is above its limit 1Mi"), "{message}");
     }
 
