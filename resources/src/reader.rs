@@ -23,6 +23,7 @@ use self::node::Node;
 mod explain;
 mod fallback;
 mod node;
+mod shape;
 
 /// An object and where it was read.
 #[derive(Debug, Clone, PartialEq)]
@@ -172,6 +173,9 @@ impl<'a> Reader<'a> {
             Kind::Mesh => self.typed(&head, Object::Mesh),
         };
         if let Some(object) = &object {
+            if let Some(path) = shape::misread_list(node, object) {
+                self.refuse(&head, &path, "write a mapping of fields to values");
+            }
             // Somebody else's kind that its own schema let pass: what we have against it is for its
             // status to say, for which it has to be known.
             let is_judged = self.is_known && kind.is_route();

@@ -594,7 +594,19 @@ const SPOILT: &[(&str, &str, &str, &str)] = &[
         "algorithm: ewma",
         "spec.loadBalancer.algorithm: \"ewma\": write one of `peakEwma`",
     ),
+    (
+        "TrafficPolicy",
+        "{ request: 2s, perTry: 500ms, connect: 1s, idle: 1h }",
+        "[]",
+        "spec.timeouts: write a mapping of fields to values",
+    ),
     // AuthorizationPolicy
+    (
+        "AuthorizationPolicy",
+        "{ serviceAccount: frontend }",
+        "[frontend]",
+        "spec.rules[0].from[0]: write a mapping of fields to values",
+    ),
     (
         "AuthorizationPolicy",
         "kind: Pods",

@@ -1,5 +1,7 @@
 //! AuthorizationPolicy, MeshTLSPolicy and Mesh.
 
+use std::net::IpAddr;
+
 use heddle_api::identity::is_trust_domain;
 use ipnet::IpNet;
 
@@ -182,14 +184,25 @@ pub(super) fn mesh(check: &mut Check, path: &Path, spec: &MeshSpec) {
     check.length(&list, spec.cluster_ranges.len(), 0, MAX_RANGES);
     for (index, range) in spec.cluster_ranges.iter().enumerate() {
         let path = list.index(index);
-        match range.parse::<IpNet>() {
-            Err(_) => check.refuse(&path, quote(range), "write a CIDR, e.g. \"10.96.0.0/12\""),
-            Ok(net) if net.trunc() != net => {
+        match parse_range(range) {
+            None => check.refuse(&path, quote(range), "write a CIDR, e.g. \"10.96.0.0/12\""),
+            Some(net) if net.trunc() != net => {
                 let message = format!("has bits set after its prefix; write \"{}\"", net.trunc());
                 check.refuse(&path, quote(range), message);
             }
-            Ok(_) => {}
+            Some(_) => {}
         }
     }
     check.unique(&list, &spec.cluster_ranges, |range| quote(range));
+}
+
+/// As an API server's `isCIDR`: no zero in front of a number, which others read as octal, and no
+/// IPv4 address dressed as IPv6.
+fn parse_range(text: &str) -> Option<IpNet> {
+    let (address, prefix) = text.split_once('/')?;
+    let address: IpAddr = address.parse().ok()?;
+    let is_plain = prefix == "0" || !prefix.starts_with(['0', '+']);
+    let is_mapped = matches!(address, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some());
+    let prefix = prefix.parse().ok()?;
+    if is_plain && !is_mapped { IpNet::new(address, prefix).ok() } else { None }
 }

@@ -15,6 +15,14 @@ A **bold** field is required. Bounds are those of the value; for a list, how man
 that is described [at the end](#status).
 ";
 
+/// Patterns that have a name among people.
+const PATTERNS: [(&str, &str); 4] = [
+    ("^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", "an RFC 1123 label"),
+    ("^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$", "an RFC 1123 subdomain"),
+    ("^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$", "a label's value"),
+    ("^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$", "one word"),
+];
+
 /// The page.
 pub(crate) fn page(definitions: &[Value]) -> String {
     let mut page = INTRODUCTION.to_owned();
@@ -127,7 +135,9 @@ fn own_bounds(field: &Value) -> String {
         bounds.push(format!("one for each `{key}`"));
     }
     if let Some(pattern) = field["pattern"].as_str() {
-        bounds.push(format!("`{}`", cell(pattern)));
+        let named = PATTERNS.iter().find(|(known, _)| *known == pattern);
+        bounds
+            .push(named.map_or_else(|| format!("`{}`", cell(pattern)), |(_, name)| (*name).into()));
     }
     bounds.join(", ")
 }
