@@ -42,7 +42,7 @@ lint: fmt-check ## Format and clippy, warnings refused
 	@scripts/prepare build
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	@# Left out above as they are left out of `cargo test`: they need a cluster.
-	$(CARGO) clippy --package heddle-tests --test 'e2e_*' --locked -- -D warnings
+	$(CARGO) clippy --workspace --test 'e2e_*' --locked -- -D warnings
 
 .PHONY: fmt
 fmt: ## Format the code
