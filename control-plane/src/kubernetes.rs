@@ -37,6 +37,7 @@ use crate::metrics::Metrics;
 use crate::replica::{Credentials, Gathered, Gatherer};
 use crate::version::{Marks, Versions};
 
+mod answer;
 pub mod bundle_map;
 mod client;
 mod collection;

@@ -6,21 +6,20 @@
 //! waited out with jitter, counted by kind, and logged once; what was told before holds meanwhile.
 
 use std::fmt::Debug;
-use std::pin::pin;
 use std::time::Duration;
 
-use futures::StreamExt as _;
 use heddle_resources::{Kind, ObjectKey};
 use heddle_runtime::backoff::Backoff;
 use kube::api::{ListParams, WatchEvent, WatchParams};
 use kube::core::Status;
-use kube::{Api, Resource};
+use kube::{Api, Client, Resource};
 use prometheus::IntCounter;
 use rand::RngExt;
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 
+use super::answer::{self, Answer};
 use super::read::{self, Reading};
 use crate::error::chain;
 
@@ -80,6 +79,7 @@ pub(super) enum News {
 
 /// Follows one kind.
 pub(super) struct Follower<K> {
+    pub(super) client: Client,
     pub(super) api: Api<K>,
     pub(super) kind: Kind,
     pub(super) read: fn(Kind, K) -> Reading,
@@ -209,46 +209,29 @@ where
             ..WatchParams::default()
         };
         let version = thread.position.clone().unwrap_or_default();
-        let asked = timeout(ANSWER_TIMEOUT, self.api.watch(&params, &version)).await;
-        let mut events = pin!(asked.map_err(|_| silent())?.map_err(|error| judge(&error))?);
+        let asked = Answer::ask(&self.client, &self.api, &params, &version);
+        let asked = timeout(ANSWER_TIMEOUT, asked).await.map_err(|_| silent())?;
+        let mut answer = asked.map_err(refused)?;
         if thread.position.is_none() {
             self.begin(thread).await?;
         }
         loop {
             let is_listing = thread.position.is_none();
             let patience = if is_listing { LIST_SILENCE } else { SILENCE };
-            let event = match timeout(patience, events.next()).await {
-                Ok(Some(event)) => event,
-                Ok(None) if is_listing => return Err(failed("the list was cut short")),
-                Ok(None) => return Ok(()),
-                Err(_) if is_listing => return Err(Stop::NoStreams),
-                Err(_) => return Err(silent()),
-            };
-            let event = match event {
-                Ok(event) => event,
+            match timeout(patience, answer.next()).await {
+                Ok(Ok(Some(event))) => self.take(thread, event).await?,
+                Ok(Ok(None)) if is_listing => return Err(failed("the list was cut short")),
+                Ok(Ok(None)) => return Ok(()),
                 // One object that is not of its kind's form stops no other.
-                Err(kube::Error::SerdeError(error)) => {
-                    if is_listing && !thread.moved {
-                        self.ask_whether_there().await?;
-                    }
+                Ok(Err(answer::Error::Unreadable(error))) => {
                     self.failures.inc();
                     tracing::error!(kind = %self.kind, %error, "an object is not readable");
-                    continue;
                 }
-                Err(error) => return Err(judge(&error)),
-            };
-            self.take(thread, event).await?;
+                Ok(Err(error)) => return Err(refused(error)),
+                Err(_) if is_listing => return Err(Stop::NoStreams),
+                Err(_) => return Err(silent()),
+            }
             thread.moved = true;
-        }
-    }
-
-    /// A server without the kind answers a watch with a line of text that is no status, and so looks
-    /// like an object that cannot be read. Asked for a list it says what it means.
-    async fn ask_whether_there(&self) -> Result<(), Stop> {
-        let params = ListParams::default().limit(1);
-        match timeout(ANSWER_TIMEOUT, self.api.list(&params)).await.map_err(|_| silent())? {
-            Ok(_) | Err(kube::Error::SerdeError(_)) => Ok(()),
-            Err(error) => Err(judge(&error)),
         }
     }
 
@@ -321,6 +304,14 @@ fn failed(text: impl Into<String>) -> Stop {
 
 fn silent() -> Stop {
     failed("the API server does not answer")
+}
+
+fn refused(error: answer::Error) -> Stop {
+    match error {
+        answer::Error::Status(status) => judge_status(&status, false),
+        answer::Error::Failed(text) => failed(text),
+        answer::Error::Unreadable(error) => failed(error.to_string()),
+    }
 }
 
 fn judge(error: &kube::Error) -> Stop {

@@ -108,16 +108,18 @@ fn follow(kind: Kind, context: &Context, out: &mpsc::Sender<Told>, epoch: watch:
     macro_rules! spawn {
         ($api:expr, $read:expr) => {{
             let (api, read) = ($api, $read);
-            let follower = Follower { api, kind, read, out, failures, lists, pages: false };
+            let follower = Follower { client, api, kind, read, out, failures, lists, pages: false };
             tokio::spawn(follower.run(epoch));
         }};
     }
     #[expect(clippy::wildcard_enum_match_arm, reason = "all other kinds are read by their names")]
     match kind {
-        Kind::Pod => spawn!(Api::all(client), |_, pod| read::pod(pod)),
-        Kind::Service => spawn!(Api::all(client), |_, service| read::service(service)),
-        Kind::EndpointSlice => spawn!(Api::all(client), |_, slice| read::endpoint_slice(slice)),
-        _ => spawn!(Api::<DynamicObject>::all_with(client, &resource(kind)), read::custom),
+        Kind::Pod => spawn!(Api::all(client.clone()), |_, pod| read::pod(pod)),
+        Kind::Service => spawn!(Api::all(client.clone()), |_, service| read::service(service)),
+        Kind::EndpointSlice => {
+            spawn!(Api::all(client.clone()), |_, slice| read::endpoint_slice(slice))
+        }
+        _ => spawn!(Api::<DynamicObject>::all_with(client.clone(), &resource(kind)), read::custom),
     }
 }
 
