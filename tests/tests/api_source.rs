@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use heddle_api::proto::v1::{Endpoints, InboundPolicy, ResourceType};
+use heddle_api::proto::v1::{Endpoints, InboundPolicy, ResourceType, Version};
 use heddle_control_plane::catalog::Catalog;
 use heddle_control_plane::version::{Counter, Versions};
 use heddle_control_plane::{files, indexing};
@@ -386,10 +386,55 @@ async fn definitions_may_come_later_and_nothing_is_said_without_them() {
     replica.until("the definitions are there", |_| true).await;
     replica.until_blocked(std::collections::BTreeMap::is_empty).await;
 
-    // Definitions that are taken away take no policy with them but what was deleted.
+    // Those of the Gateway API may come later still.
+    api.apply(&service("web")).await.unwrap();
+    let definitions = api.programs().gateway_api("standard");
+    let definitions = definitions.to_str().unwrap();
+    api.kubectl(&["apply", "--server-side", "-f", definitions]).await.unwrap().ok().unwrap();
+    let wait = ["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"];
+    api.kubectl(&wait).await.unwrap().ok().unwrap();
+    let route = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: { name: web }\n\
+                 spec:\n  parentRefs: [{ group: '', kind: Service, name: web }]\n\
+                 \x20 rules: [{ backendRefs: [{ name: web, port: 80 }] }]\n";
+    api.apply(route).await.unwrap();
+    let is_route = |kind: ResourceType| kind == ResourceType::Route;
+    replica.until("the route", |catalog| catalog.iter().any(|one| is_route(one.key.kind))).await;
+
     let epochs: Api<ConfigMap> = Api::namespaced(api.client().await.unwrap(), "heddle-system");
     let epoch = epochs.get("heddle-epoch").await.unwrap().data.unwrap();
     assert!(epoch["epoch"].parse::<u64>().unwrap() > 1_700_000_000, "{epoch:?}");
+}
+
+#[tokio::test]
+async fn a_restored_etcd_begins_a_new_epoch() {
+    let mut api = ready().await;
+    api.apply(&service("before")).await.unwrap();
+    let one = Replica::start(api.kubeconfig(), "one").await;
+    let two = Replica::start(api.kubeconfig(), "two").await;
+    let has = |catalog: &Catalog, name: &str| {
+        catalog.find(ResourceType::Service, &format!("default/{name}")).is_some()
+    };
+    one.until("it has read", |catalog| has(catalog, "before")).await;
+    api.back_up().await.unwrap();
+    let lost: String = (0..20).map(|n| service(&format!("lost-{n}"))).collect();
+    api.apply(&lost).await.unwrap();
+    let before = one.until("the last is there", |catalog| has(catalog, "lost-19")).await.version();
+    two.until_known(before).await;
+
+    api.restore().await.unwrap();
+    api.apply(&service("after")).await.unwrap();
+    let begun = Version { epoch: before.epoch + 1, number: 1 };
+    for replica in [&one, &two] {
+        replica.until_known(begun).await;
+        let catalog = replica
+            .until("what was restored", |catalog| has(catalog, "after") && !has(catalog, "lost-19"))
+            .await;
+        assert!(has(&catalog, "before") && !has(&catalog, "lost-0"));
+        assert!(catalog.version().epoch > before.epoch, "{:?}", catalog.version());
+        assert!(catalog.version().number < before.number, "numbered afresh: {before:?}");
+    }
+    let rewinds = |replica: &Replica| replica.context.metrics.watches.rewinds.get();
+    assert!(rewinds(&one) + rewinds(&two) > 0);
 }
 
 #[tokio::test]
@@ -404,7 +449,7 @@ async fn a_new_epoch_is_followed_by_every_replica() {
     let patch = format!("{{\"data\":{{\"epoch\":\"{next}\"}}}}");
     let map = ["patch", "configmap", "heddle-epoch", "-n", "heddle-system", "-p", &patch];
     api.kubectl(&map).await.unwrap().ok().unwrap();
-    let begun = heddle_api::proto::v1::Version { epoch: next, number: 1 };
+    let begun = Version { epoch: next, number: 1 };
     one.until_known(begun).await;
     two.until_known(begun).await;
     assert!(one.lists("Service") >= 2, "an epoch begins with a list of everything");

@@ -550,6 +550,18 @@ fn workloads() {
             "alone",
         ),
         (owner("{ apiVersion: v1, kind: ReplicaSet, name: web-abc, uid: x }"), "p-1"),
+        (
+            owner("{ apiVersion: v1, kind: DaemonSet, name: agent, uid: x, controller: true }"),
+            "agent",
+        ),
+        (
+            owner("{ apiVersion: v1, kind: Job, name: night-29321405, uid: x, controller: true }"),
+            "night",
+        ),
+        (
+            owner("{ apiVersion: v1, kind: Job, name: once-2026, uid: x, controller: true }"),
+            "once-2026",
+        ),
     ] {
         assert_eq!(inbound(&World::of(&text), "p-1").workload, workload);
     }

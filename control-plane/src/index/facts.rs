@@ -128,8 +128,8 @@ pub(crate) fn service_account(pod: &Pod) -> &str {
     named.filter(|name| !name.is_empty()).unwrap_or("default")
 }
 
-/// The workload a pod belongs to, for telemetry: the Deployment behind its ReplicaSet, else its
-/// controller, else the pod itself.
+/// The workload a pod belongs to, for telemetry: the Deployment behind its ReplicaSet, the CronJob
+/// behind its Job, else its controller, else the pod itself.
 pub(crate) fn workload(pod: &Pod) -> String {
     let mut owners = pod.metadata.owner_references.iter().flatten();
     let Some(owner) = owners.find(|owner| owner.controller == Some(true)) else {
@@ -142,7 +142,20 @@ pub(crate) fn workload(pod: &Pod) -> String {
     };
     match owner.kind.as_str() {
         "ReplicaSet" => without_hash.unwrap_or(&owner.name).to_owned(),
+        "Job" => without_schedule(&owner.name).to_owned(),
         _ => owner.name.clone(),
+    }
+}
+
+/// The CronJob behind a Job, which is named after it and the minute it was due; else the Job.
+fn without_schedule(job: &str) -> &str {
+    match job.rsplit_once('-') {
+        Some((name, minute))
+            if (8..=10).contains(&minute.len()) && minute.bytes().all(|b| b.is_ascii_digit()) =>
+        {
+            name
+        }
+        _ => job,
     }
 }
 

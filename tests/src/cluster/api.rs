@@ -9,10 +9,11 @@ use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use tempfile::TempDir;
+use tokio::process::Command;
 use tokio::time::{Instant, sleep};
 
 use super::daemon::{Daemon, Keeper};
@@ -29,6 +30,10 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(50);
 /// Somebody else may take the port between its choice and its use.
 const PORT_ATTEMPTS: usize = 5;
+
+/// What etcd holds, and a copy of it.
+const ETCD: &str = "etcd";
+const SAVED: &str = "etcd.saved";
 
 /// A running API server. Dropping it ends its processes and removes its files.
 #[derive(Debug)]
@@ -152,6 +157,39 @@ impl ApiServer {
     /// What etcd answers instead.
     pub async fn compact(&self) -> anyhow::Result<()> {
         etcd::compact(&self.dir.path().join("etcd.sock")).await
+    }
+
+    /// Keeps a copy of all that etcd holds now. The API server is away meanwhile.
+    ///
+    /// # Errors
+    /// What cannot be copied, or does not start again.
+    pub async fn back_up(&mut self) -> anyhow::Result<()> {
+        self.start_over(ETCD, SAVED).await
+    }
+
+    /// Goes back to the last [`Self::back_up`], as an operator does who restores etcd: whatever came
+    /// after never was, and revisions count from there again.
+    ///
+    /// # Errors
+    /// What cannot be copied, or does not start again.
+    pub async fn restore(&mut self) -> anyhow::Result<()> {
+        self.start_over(SAVED, ETCD).await
+    }
+
+    /// Copies one directory of etcd's over the other while nothing runs.
+    async fn start_over(&mut self, from: &str, to: &str) -> anyhow::Result<()> {
+        self.server = None;
+        self.etcd.kill();
+        let (from, to) = (self.dir.path().join(from), self.dir.path().join(to));
+        if to.exists() {
+            fs::remove_dir_all(&to)?;
+        }
+        let copied = Command::new("cp").arg("-a").args([&from, &to]).status().await?;
+        ensure!(copied.success(), "cp: {copied}");
+        let program = self.tools.programs().path("etcd");
+        let arguments = server_arguments::etcd(self.dir.path());
+        self.etcd = self.keeper.spawn("etcd", &program, self.dir.path(), &arguments)?;
+        self.restart().await
     }
 
     async fn start_somewhere(&mut self) -> anyhow::Result<()> {

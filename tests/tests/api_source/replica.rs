@@ -120,7 +120,7 @@ pub(crate) fn facts(catalog: &Catalog, addresses: &[SocketAddr]) -> BTreeMap<Str
     let resources =
         catalog.iter().map(|one| (format!("{:?} {}", one.key.kind, one.key.name), one.hash));
     let behind = addresses.iter().flat_map(|address| {
-        let closure = catalog.closure(*address);
+        let closure = catalog.closure(*address, "shop");
         let one = move |one: std::sync::Arc<heddle_control_plane::catalog::Encoded>| {
             (format!("{address} → {:?} {}", one.key.kind, one.key.name), one.hash)
         };
