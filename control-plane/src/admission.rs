@@ -21,7 +21,6 @@ use crate::served::Served;
 pub mod certificate;
 mod cluster;
 pub mod keeper;
-mod metrics;
 pub mod options;
 mod review;
 mod server;
@@ -70,7 +69,7 @@ pub struct Handle {
 /// Starts the server, and in the leader the keeper of its certificate.
 ///
 /// # Errors
-/// When the address is taken, or a metric is.
+/// When the address is taken.
 pub async fn start(
     context: &Context,
     served: watch::Receiver<Option<Served>>,
@@ -109,7 +108,7 @@ pub async fn start(
     let reviewer = review::Reviewer {
         cluster: Cluster::new(context.client.clone()),
         settings: Settings { of_pods: settings.admission.inject.clone(), served },
-        metrics: metrics::Metrics::register(&context.registry)?,
+        metrics: context.metrics.admission.clone(),
         refusals: refusals.clone(),
     };
     tokio::spawn(server::run(listener, current, Arc::new(reviewer), context.drain.clone()));

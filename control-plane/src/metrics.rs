@@ -26,6 +26,7 @@ pub struct Metrics {
     pub certificate_expiry: IntGaugeVec,
     pub resources: IntGaugeVec,
     pub issues: IntGauge,
+    pub admission: Admission,
     pub source_errors: IntCounterVec,
     pub leader: IntGauge,
     pub status_writes: IntCounter,
@@ -34,6 +35,14 @@ pub struct Metrics {
     pub watches: Watches,
     pub version: IntGaugeVec,
     pub version_write_failures: IntCounter,
+}
+
+/// What the webhooks count.
+#[derive(Debug, Clone)]
+pub struct Admission {
+    pub reviews: IntCounterVec,
+    pub duration: Histogram,
+    pub connections_failed: IntCounterVec,
 }
 
 impl Metrics {
@@ -88,6 +97,7 @@ impl Metrics {
             )?,
             resources: families.gauges("resources", "Compiled resources.", &["type"])?,
             issues: families.gauge("issues", "Objects refused, or only partly in force.")?,
+            admission: families.admission()?,
             source_errors: families.counters(
                 "source_errors_total",
                 "Readings of a source that failed; what it said before holds.",
@@ -230,6 +240,34 @@ impl Families<'_> {
         labels: &[&str],
     ) -> Result<IntGaugeVec, prometheus::Error> {
         let family = IntGaugeVec::new(Self::opts(name, help), labels)?;
+        self.registry.register(Box::new(family.clone()))?;
+        Ok(family)
+    }
+
+    fn admission(&self) -> Result<Admission, prometheus::Error> {
+        let families = self;
+        Ok(Admission {
+            reviews: families.counters(
+                "admission_reviews_total",
+                "Questions of the API server.",
+                &["webhook", "outcome"],
+            )?,
+            duration: families.admission_duration()?,
+            connections_failed: families.counters(
+                "admission_connections_failed_total",
+                "Connections to the webhook port that did not get as far as a question.",
+                &["reason"],
+            )?,
+        })
+    }
+
+    fn admission_duration(&self) -> Result<Histogram, prometheus::Error> {
+        const BUCKETS: [f64; 8] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0];
+        let opts = HistogramOpts::new(
+            "heddle_control_plane_admission_review_duration_seconds",
+            "From a question's head to its answer.",
+        );
+        let family = Histogram::with_opts(opts.buckets(BUCKETS.to_vec()))?;
         self.registry.register(Box::new(family.clone()))?;
         Ok(family)
     }

@@ -14,9 +14,9 @@ use serde_json::{Value, json};
 use tokio::sync::broadcast;
 
 use super::cluster::Cluster;
-use super::metrics::Metrics;
 use super::{Owner, Refusal, Settings, validate};
 use crate::error::chain;
+use crate::metrics::Admission;
 
 /// The API server shows at most 4 KiB of warnings, 256 bytes of each.
 const MAX_WARNINGS: usize = 16;
@@ -104,7 +104,7 @@ struct Verdict {
 pub(super) struct Reviewer {
     pub(super) cluster: Cluster,
     pub(super) settings: Settings,
-    pub(super) metrics: Metrics,
+    pub(super) metrics: Admission,
     pub(super) refusals: broadcast::Sender<Arc<Refusal>>,
 }
 

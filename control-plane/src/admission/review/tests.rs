@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use super::*;
 use crate::ca::bundle::Bundle;
 use crate::fixture;
+use crate::metrics::Metrics;
 use crate::served::Served;
 
 /// Answers for the namespace `shop`, which is labelled, and for nothing else.
@@ -49,7 +50,7 @@ fn reviewer(is_ready: bool) -> Reviewer {
     Reviewer {
         cluster: Cluster::new(client()),
         settings: Settings { of_pods: OfPods::new("0.1.0", ""), served: watch::channel(served).1 },
-        metrics: Metrics::register(&prometheus::Registry::new()).unwrap(),
+        metrics: Metrics::register(&prometheus::Registry::new()).unwrap().admission,
         refusals: broadcast::channel(4).0,
     }
 }
