@@ -86,6 +86,8 @@ pub(super) struct Follower<K> {
     pub(super) out: mpsc::Sender<Told>,
     pub(super) failures: IntCounter,
     pub(super) lists: IntCounter,
+    /// May be missing from the cluster.
+    pub(super) is_optional: bool,
     /// The server has no streaming lists.
     pub(super) pages: bool,
 }
@@ -163,10 +165,7 @@ where
                 Err(Stop::Failed(text)) => (Some(text.clone()), Some(News::Failed(text))),
             };
             if let Some(text) = text {
-                self.failures.inc();
-                if problem.as_ref() != Some(&text) {
-                    tracing::warn!(kind = %self.kind, problem = text, "not followed; what was read holds");
-                }
+                self.note(&text, problem.as_ref() != Some(&text), &news);
                 problem = Some(text);
             }
             if let Some(news) = news
@@ -176,6 +175,24 @@ where
             }
             let pause = backoff.next(rand::rng().random()).max(PAUSE / 10);
             tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Counts a failure, and logs it when it is news. That somebody else's kind is not installed is
+    /// none.
+    fn note(&self, problem: &str, is_news: bool, news: &Option<News>) {
+        let is_expected = self.is_optional && matches!(news, Some(News::Absent));
+        if !is_expected {
+            self.failures.inc();
+        }
+        if !is_news {
+            return;
+        }
+        match is_expected {
+            true => tracing::info!(kind = %self.kind, "is not installed; looked for again"),
+            false => {
+                tracing::warn!(kind = %self.kind, problem, "not followed; what was read holds");
+            }
         }
     }
 

@@ -108,7 +108,9 @@ fn follow(kind: Kind, context: &Context, out: &mpsc::Sender<Told>, epoch: watch:
     macro_rules! spawn {
         ($api:expr, $read:expr) => {{
             let (api, read) = ($api, $read);
-            let follower = Follower { client, api, kind, read, out, failures, lists, pages: false };
+            let (is_optional, pages) = (is_optional(kind), false);
+            let follower =
+                Follower { client, api, kind, read, out, failures, lists, is_optional, pages };
             tokio::spawn(follower.run(epoch));
         }};
     }
