@@ -54,6 +54,7 @@ fn every_rendering_holds_the_rules() {
         (*name, helm::template(files, "").unwrap_or_else(|error| panic!("{name}: {error}")))
     });
     for (name, text) in variants.chain(everything) {
+        running::settings_are_taken(&text).unwrap_or_else(|error| panic!("{name}: {error:#}"));
         let problems = rendered::problems(&Rendering::parse(&text));
         assert!(problems.is_empty(), "{name}:\n{}", problems.join("\n"));
     }

@@ -44,12 +44,10 @@
   value: {{ .Values.webhook.certificate }}
 - name: HEDDLE_PROXY_IMAGE
   value: {{ include "heddle.image" (list . .Values.proxy.image) | quote }}
-- name: HEDDLE_PROXY_IMAGE_PULL_POLICY
-  value: {{ .Values.proxy.image.pullPolicy }}
 - name: HEDDLE_INIT_IMAGE
   value: {{ include "heddle.image" (list . .Values.init.image) | quote }}
-- name: HEDDLE_INIT_IMAGE_PULL_POLICY
-  value: {{ .Values.init.image.pullPolicy }}
+- name: HEDDLE_IMAGE_PULL_POLICY
+  value: {{ .Values.proxy.image.pullPolicy }}
 - name: HEDDLE_PROXY_LOG
   value: {{ .Values.proxy.log.filter | quote }}
 - name: HEDDLE_PROXY_LOG_FORMAT
@@ -60,26 +58,28 @@
   value: {{ .Values.proxy.drainTimeout }}
 - name: HEDDLE_PROXY_TOKEN_LIFETIME
   value: {{ .Values.proxy.tokenLifetime }}
-{{- with .Values.proxy.resources }}
-- name: HEDDLE_PROXY_CPU_REQUEST
+{{- range $container := list "proxy" "init" }}
+{{- with (get $.Values $container).resources }}
+- name: HEDDLE_{{ upper $container }}_CPU_REQUEST
   value: {{ .requests.cpu | quote }}
-- name: HEDDLE_PROXY_MEMORY_REQUEST
+- name: HEDDLE_{{ upper $container }}_MEMORY_REQUEST
   value: {{ .requests.memory | quote }}
-- name: HEDDLE_PROXY_CPU_LIMIT
+- name: HEDDLE_{{ upper $container }}_CPU_LIMIT
   value: {{ .limits.cpu | quote }}
-- name: HEDDLE_PROXY_MEMORY_LIMIT
+- name: HEDDLE_{{ upper $container }}_MEMORY_LIMIT
   value: {{ .limits.memory | quote }}
 {{- end }}
-{{- with .Values.injector }}
-- name: HEDDLE_INJECT_SKIP_INBOUND_PORTS
+{{- end }}
+{{- with .Values.redirection }}
+- name: HEDDLE_SKIP_INBOUND_PORTS
   value: {{ .skipInboundPorts | quote }}
-- name: HEDDLE_INJECT_SKIP_OUTBOUND_PORTS
+- name: HEDDLE_SKIP_OUTBOUND_PORTS
   value: {{ .skipOutboundPorts | quote }}
-- name: HEDDLE_INJECT_SKIP_OUTBOUND_CIDRS
+- name: HEDDLE_SKIP_OUTBOUND_CIDRS
   value: {{ join "," .skipOutboundRanges | quote }}
-- name: HEDDLE_INJECT_MAY_SKIP_INBOUND_PORTS
-  value: {{ .maySkipInboundPorts | quote }}
-- name: HEDDLE_INJECT_MAY_SKIP_OUTBOUND_PORTS
-  value: {{ .maySkipOutboundPorts | quote }}
+- name: HEDDLE_MAY_SKIP_INBOUND_PORTS
+  value: {{ .podsMaySkipInboundPorts | quote }}
+- name: HEDDLE_MAY_SKIP_OUTBOUND_PORTS
+  value: {{ .podsMaySkipOutboundPorts | quote }}
 {{- end }}
 {{- end }}

@@ -36,6 +36,9 @@ const MUST_NOT: &[Ask] = &[
     ("create", "pods/exec", "", "shop"),
     ("create", "pods/attach", "", "shop"),
     ("create", "pods/portforward", "", "shop"),
+    // A WebSocket begins with a GET.
+    ("get", "pods/exec", "", "shop"),
+    ("get", "pods/portforward", "", "heddle-system"),
     ("get", "pods/log", "", "shop"),
     ("create", "pods/eviction", "", "shop"),
     ("patch", "pods/ephemeralcontainers", "", "shop"),

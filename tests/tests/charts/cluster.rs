@@ -22,6 +22,9 @@ use super::helm::{self, EVERYTHING, NAMESPACE, Rendering, VARIANTS};
 /// For what Kubernetes' own controllers do, on a machine that compiles meanwhile.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Four that inject and one that validates.
+pub(crate) const WEBHOOKS: usize = 5;
+
 /// Who the control plane is to the API server.
 pub(crate) const USER: &str = "system:serviceaccount:heddle-system:heddle-control-plane";
 pub(crate) const GROUPS: [&str; 2] =
@@ -162,7 +165,7 @@ async fn write_authority(cluster: &Cluster, bundle: &str) -> Result<()> {
 }
 
 /// Every `caBundle` there is, in base64.
-async fn authorities(cluster: &Cluster) -> Result<Vec<String>> {
+pub(crate) async fn authorities(cluster: &Cluster) -> Result<Vec<String>> {
     let path = "{.items[?(@.metadata.name==\"heddle\")].webhooks[*].clientConfig.caBundle}";
     let kinds = "mutatingwebhookconfigurations,validatingwebhookconfigurations";
     let out = cluster.kubectl(&["get", kinds, "-o", &format!("jsonpath={path}")]).await?;
@@ -175,7 +178,7 @@ pub(crate) async fn releases_leave_the_authority_alone(cluster: &Cluster) -> Res
     use base64::Engine as _;
     let bundle = base64::engine::general_purpose::STANDARD.encode(certificate()?);
     write_authority(cluster, &bundle).await?;
-    let all = vec![bundle; 5];
+    let all = vec![bundle; WEBHOOKS];
     assert_eq!(authorities(cluster).await?, all);
     cluster.install(&["--set", "controlPlane.replicas=3,injector.timeoutSeconds=7"])?;
     assert_eq!(cluster.replicas().await?, Some(3));

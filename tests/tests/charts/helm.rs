@@ -35,9 +35,10 @@ injector:
   failurePolicy: Ignore
   timeoutSeconds: 10
   excludedNamespaces: [kube-system, local-path]
+redirection:
   skipInboundPorts: "22,8000-8005"
   skipOutboundRanges: [10.0.0.0/8]
-  maySkipOutboundPorts: "3306"
+  podsMaySkipOutboundPorts: "3306"
 webhook: { certificate: provided, annotations: { cert-manager.io/inject-ca-from: heddle-system/heddle-webhook } }
 networkPolicy: { enabled: true, apiServerRanges: ["10.0.0.0/24", "fd00::/64"] }
 monitoring: { podMonitor: { enabled: true, labels: { release: prometheus }, namespaces: [shop] } }

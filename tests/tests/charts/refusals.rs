@@ -27,9 +27,10 @@ const BAD: &[(&str, &[&str])] = &[
     ("proxy: { accessLog: plain }", &["/proxy/accessLog'", "'off', 'json', false"]),
     ("controlPlane: { drainTimeout: 30 }", &["/drainTimeout'", "got number, want string"]),
     ("controlPlane: { drainTimeout: 30 s }", &["/drainTimeout'", "pattern"]),
-    ("injector: { skipInboundPorts: 22 }", &["/skipInboundPorts'", "got number, want string"]),
-    ("injector: { skipOutboundPorts: '22-80,a' }", &["/skipOutboundPorts'", "pattern"]),
-    ("injector: { skipOutboundRanges: [10.0.0.1] }", &["/skipOutboundRanges/0'"]),
+    ("redirection: { skipInboundPorts: 22 }", &["/skipInboundPorts'", "got number, want string"]),
+    ("redirection: { skipOutboundPorts: '22-80,a' }", &["/skipOutboundPorts'", "pattern"]),
+    ("redirection: { skipOutboundRanges: [10.0.0.1] }", &["/skipOutboundRanges/0'"]),
+    ("init: { image: { pullPolicy: Never } }", &["/init/image'", "'pullPolicy' not allowed"]),
     ("webhook: { certificate: provided, caBundle: YWJj }", &["/webhook/caBundle'", "pattern"]),
     ("proxy: { log: { filter: '' } }", &["/proxy/log/filter'", "minLength"]),
     (

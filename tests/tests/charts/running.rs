@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::{CommandFactory as _, Parser as _};
 use heddle_api::names::{TRUST_BUNDLE_CONFIG_MAP, TRUST_BUNDLE_KEY, TRUST_ROOT_SECRET};
 use heddle_control_plane::app::{App, Handle};
-use heddle_control_plane::config::CommandLine;
+use heddle_control_plane::config::{CommandLine, Config};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::api::{Api, ListParams};
@@ -17,25 +17,31 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::cluster::{Cluster, GROUPS, USER};
+use super::cluster::{self, Cluster, GROUPS, USER};
 use super::helm::{self, NAMESPACE, Rendering};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const POD: &str = "heddle-control-plane-under-test";
 
-/// The variables of the rendered Deployment, as the command line of the same meaning.
+/// The variables of the rendered Deployment, as the command line of the same meaning. A variable
+/// that the control plane does not know is a value of the chart that nothing would read.
 fn arguments(rendering: &Rendering) -> Result<BTreeMap<String, String>> {
     let deployment = rendering.one("Deployment", "heddle-control-plane");
     let variables = &deployment["spec"]["template"]["spec"]["containers"][0]["env"];
     let command = CommandLine::command();
     let mut arguments = BTreeMap::new();
+    let mut unknown = Vec::new();
     for variable in variables.as_array().context("the container has variables")? {
         let name = variable["name"].as_str().context("a variable has a name")?;
         let is_it = |argument: &&clap::Arg| argument.get_env().is_some_and(|env| env == name);
-        if let Some(option) = command.get_arguments().find(is_it).and_then(clap::Arg::get_long) {
-            arguments.insert(option.to_owned(), value(variable)?);
+        match command.get_arguments().find(is_it).and_then(clap::Arg::get_long) {
+            Some(option) => drop(arguments.insert(option.to_owned(), value(variable)?)),
+            // Others are the operator's own, for the libraries.
+            None if !name.starts_with("HEDDLE_") => {}
+            None => unknown.push(name),
         }
     }
+    ensure!(unknown.is_empty(), "the control plane reads none of {unknown:?}");
     Ok(arguments)
 }
 
@@ -48,6 +54,17 @@ fn value(variable: &Value) -> Result<String> {
         Some("metadata.name") => POD.to_owned(),
         _ => bail!("{variable} comes from somewhere else"),
     })
+}
+
+/// Every rendering is settings that the control plane takes.
+pub(crate) fn settings_are_taken(text: &str) -> Result<()> {
+    settings(arguments(&Rendering::parse(text))?).map(drop)
+}
+
+fn settings(arguments: BTreeMap<String, String>) -> Result<Config> {
+    let options = arguments.into_iter().map(|(option, value)| format!("--{option}={value}"));
+    let command = CommandLine::try_parse_from(std::iter::once(POD.to_owned()).chain(options))?;
+    Ok(command.serve.check()?)
 }
 
 /// Starts it as the chart would, on ports of its own and with the service account's permissions.
@@ -63,13 +80,11 @@ pub(crate) async fn start(cluster: &Cluster) -> Result<Handle> {
     ] {
         arguments.insert(option.to_owned(), value);
     }
-    let options = arguments.into_iter().map(|(option, value)| format!("--{option}={value}"));
-    let command = CommandLine::try_parse_from(std::iter::once(POD.to_owned()).chain(options))?;
-    Ok(App::start(command.serve.check()?, None).await?)
+    Ok(App::start(settings(arguments)?, None).await?)
 }
 
-/// It becomes ready, leads, makes its authority and brings the roots to a labelled namespace, and is
-/// refused nothing on the way.
+/// It becomes ready, leads, makes its authority, brings the roots to a labelled namespace and tells
+/// the API server whom to believe at its webhooks.
 pub(crate) async fn does_its_work(cluster: &Cluster, handle: &Handle) -> Result<()> {
     let shop = "{apiVersion: v1, kind: Namespace, metadata: {name: wanted, labels: {heddle.io/inject: enabled}}}";
     cluster.api.apply(shop).await?;
@@ -82,8 +97,9 @@ pub(crate) async fn does_its_work(cluster: &Cluster, handle: &Handle) -> Result<
         let bundle = maps.get_opt(TRUST_BUNDLE_CONFIG_MAP).await?;
         let roots =
             bundle.and_then(|map| map.data).and_then(|mut map| map.remove(TRUST_BUNDLE_KEY));
-        if page.starts_with("HTTP/1.1 200") && roots.is_some_and(|pem| pem.contains("CERTIFICATE"))
-        {
+        let roots = roots.is_some_and(|pem| pem.contains("CERTIFICATE"));
+        let told = cluster::authorities(cluster).await?.len() == cluster::WEBHOOKS;
+        if page.starts_with("HTTP/1.1 200") && roots && told {
             break page;
         }
         ensure!(begun.elapsed() < PATIENCE, "{page}\n{}", fetch(handle, "/metrics").await?);
