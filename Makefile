@@ -84,9 +84,14 @@ cluster-down: ## Remove that cluster, whatever is left of it
 	$(CLUSTER) down
 
 .PHONY: e2e
-e2e: image ## The mesh on a cluster of its own, or on that of KUBECONFIG, with its images loaded
+e2e: image ## The mesh and the Gateway API's suite on a real cluster: its own, or that of KUBECONFIG
 	@scripts/prepare cluster
 	@scripts/e2e
+
+.PHONY: conformance
+conformance: image ## The Gateway API's own suite, alone; leaves target/gateway-api-conformance.yaml
+	@scripts/prepare cluster
+	@scripts/e2e conformance
 
 .PHONY: bench
 bench: PROFILE := $(if $(QUICK),quick-release,release)
