@@ -53,7 +53,8 @@ impl<'a> Stage<'a> {
         let records = self.load.finish().await?;
         let last_us = records.iter().map(|record| record.started_us).max().unwrap_or(0);
         ensure!(last_us > over_us, "the load ended before the fault was over");
-        Account::new(records, self.ledgers.finish().await).expect_clean()?;
+        let entries = self.ledgers.finish(&records).await;
+        Account::new(records, entries).expect_clean()?;
         self.space.remove().await
     }
 }

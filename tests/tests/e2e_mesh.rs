@@ -63,7 +63,8 @@ async fn a_split_holds_its_shares_and_changes_without_a_failed_request() -> anyh
     let edited_us = now_us();
     shop.wait_until_programmed("web").await?;
     let records = load.finish().await?;
-    let account = Account::new(records, ledgers.finish().await);
+    let entries = ledgers.finish(&records).await;
+    let account = Account::new(records, entries);
     account.expect_clean()?;
     let effective_us = edited_us + u64::try_from(EFFECTIVE.as_micros())?;
     let records = || account.records.iter();
@@ -149,7 +150,8 @@ async fn pods_come_and_go_without_a_failed_request() -> anyhow::Result<()> {
     let records = load.finish().await?;
     let last_us = records.iter().map(|record| record.started_us).max().unwrap_or(0);
     ensure!(last_us > changed_us, "the load ended before the changes did");
-    Account::new(records, ledgers.finish().await).expect_clean()?;
+    let entries = ledgers.finish(&records).await;
+    Account::new(records, entries).expect_clean()?;
     space.remove().await
 }
 
@@ -211,7 +213,8 @@ async fn what_is_torn_away_costs_at_most_what_was_in_flight() -> anyhow::Result<
     }
     let window = window.close();
     let records = load.finish().await?;
-    let account = Account::new(records, ledgers.finish().await);
+    let entries = ledgers.finish(&records).await;
+    let account = Account::new(records, entries);
     // Twice, what its connections carried.
     account.expect_only_within(window, 2 * plan.connections as usize)?;
     space.remove().await

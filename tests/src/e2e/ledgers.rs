@@ -1,18 +1,19 @@
 //! The servers' ledgers, read from their logs while they run: a pod that is deleted takes its log
 //! with it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::io::AsyncReadExt as _;
 use tokio::task::JoinHandle;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::space::{POLL, Space};
 use crate::app::{Entry, parse_ledger};
 use crate::cluster::tools::Tools;
+use crate::load::Record;
 
 /// What every pod that a selector ever matched has entered.
 #[derive(Debug)]
@@ -39,20 +40,29 @@ impl Ledgers {
         Self { texts, watching }
     }
 
-    /// Every entry. Call it when the servers have answered everything; what their logs still owe
-    /// by then is waited for.
-    pub async fn finish(self) -> Vec<Entry> {
-        let mut last = 0;
+    /// Every entry, once there is one for each request that was answered, or once there is no use
+    /// in waiting for it. Then for a moment more: a second entry would be a duplicate.
+    pub async fn finish(self, records: &[Record]) -> Vec<Entry> {
+        let answered: HashSet<_> =
+            records.iter().filter(|it| it.outcome.is_ok()).map(|it| it.id.as_str()).collect();
+        let begun = Instant::now();
         loop {
-            sleep(QUIET).await;
-            let texts = self.texts.lock().unwrap_or_else(PoisonError::into_inner);
-            let length = texts.values().map(Vec::len).sum();
-            if length == last {
-                let text = texts.values().map(|text| String::from_utf8_lossy(text));
-                return text.flat_map(|text| parse_ledger(&text).collect::<Vec<_>>()).collect();
+            let entries = self.entries();
+            let entered = entries.iter().filter(|entry| answered.contains(entry.id.as_str()));
+            let entered: HashSet<_> = entered.map(|entry| entry.id.as_str()).collect();
+            if entered.len() == answered.len() || begun.elapsed() > PATIENCE {
+                break;
             }
-            last = length;
+            sleep(POLL).await;
         }
+        sleep(MOMENT).await;
+        self.entries()
+    }
+
+    fn entries(&self) -> Vec<Entry> {
+        let texts = self.texts.lock().unwrap_or_else(PoisonError::into_inner);
+        let texts = texts.values().map(|text| String::from_utf8_lossy(text));
+        texts.flat_map(|text| parse_ledger(&text).collect::<Vec<_>>()).collect()
     }
 }
 
@@ -119,5 +129,6 @@ impl Drop for AbortAll {
     }
 }
 
-/// Silence that long means that a log is read.
-const QUIET: Duration = Duration::from_millis(700);
+/// What an entry may take from a server to here.
+const PATIENCE: Duration = Duration::from_secs(15);
+const MOMENT: Duration = Duration::from_secs(1);
