@@ -29,8 +29,9 @@ const PAGE: u32 = 500;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// The server ends a watch after this many seconds, and a new one goes on where it was.
 const WATCH_SECONDS: std::ops::Range<u32> = 240..290;
-/// The server sends a bookmark a minute. One that is silent for longer is not there.
-const SILENCE: Duration = Duration::from_secs(90);
+/// The server sends a bookmark about once a minute, the first on a quiet kind later than that. One
+/// that is silent for three is not there.
+const SILENCE: Duration = Duration::from_secs(180);
 /// A streaming list that pauses for so long is none: asked for in pages from then on.
 const LIST_SILENCE: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(100);
