@@ -277,7 +277,7 @@ fn a_second_run_changes_nothing_and_check_names_differences() {
     assert_eq!(complaint(&checked).0, Some(0));
     let (code, text) = complaint(&["--check"]);
     assert_eq!(code, Some(1));
-    assert!(text.contains("chain inbound, rule 3"), "{text}");
+    assert!(text.contains("chain inbound, rule 4"), "{text}");
     // Somebody's tinkering is noticed, and the next run puts it right.
     let netns = pods.lab.netns("pod").unwrap();
     let tamper = ["netns", "exec", &netns, "nft", "insert", "rule", "inet", "heddle", "outbound"];
