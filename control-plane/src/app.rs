@@ -76,6 +76,8 @@ pub struct Handle {
 pub struct Addresses {
     pub discovery: SocketAddr,
     pub admin: SocketAddr,
+    /// Of the webhooks, where there are any.
+    pub admission: Option<SocketAddr>,
 }
 
 impl App {
@@ -124,6 +126,7 @@ impl App {
         let addresses = Addresses {
             discovery: discovery_listener.local_addr().unwrap_or(config.listen),
             admin: admin_listener.local_addr().unwrap_or(config.admin),
+            admission: None,
         };
 
         let served = self.join(catalog, trust.bundle, &versions);

@@ -124,8 +124,9 @@ pub(crate) async fn start(app: App, settings: Kubernetes) -> Result<Handle, Erro
     let catalog = context.catalogs();
     let trust = trust::start(&context, app.config.leaf_lifetime, app.fleet.clone());
     let (authority, versions) = (trust.authority.clone(), context.versions.clone());
-    let handle = app.serve(Sourced { catalog, versions, trust }).await?;
-    admission::start(&context, handle.served.clone()).await?;
+    let mut handle = app.serve(Sourced { catalog, versions, trust }).await?;
+    let admission = admission::start(&context, handle.served.clone()).await?;
+    handle.addresses.admission = Some(admission.address);
     write_statuses(context, &handle, authority);
     Ok(handle)
 }

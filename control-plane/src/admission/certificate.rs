@@ -51,11 +51,13 @@ pub struct Write {
     pub why: &'static str,
 }
 
-/// The names by which the API server calls a Service.
+/// The names by which the API server calls a Service, and the one by which a person reaches it
+/// through a port-forward.
 #[must_use]
 pub fn names(service: &str, namespace: &str) -> Vec<String> {
     let name = format!("{service}.{namespace}.svc");
-    vec![name.clone(), format!("{name}.cluster.local"), format!("{service}.{namespace}")]
+    let names = [format!("{name}.cluster.local"), format!("{service}.{namespace}"), name];
+    names.into_iter().chain(["localhost".to_owned()]).collect()
 }
 
 /// What the Secret should hold; `None` when it holds that. `is_told`: every webhook's configuration
